@@ -10,6 +10,10 @@ DEMO_OPTIONS := --caption-model assets/small_captioner --epochs 100 --batch-size
 # as long to import.
 export PYTHONDONTWRITEBYTECODE :=
 
+# Python compiles a library when it is first imported, and keeps the result. Each of many test
+# processes would compile torch again with this variable set, as in some containers.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-gpu test-brokers faults simulate lint format bench bench-gpu quality base captioner clean
 

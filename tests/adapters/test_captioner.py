@@ -54,7 +54,7 @@ def test_a_stop_interrupts_captioning(
 
 
 class Short:
-    """A model on a device that has memory for a few images."""
+    """A model on a device with memory for a few images at a time."""
 
     def __init__(self, captioner: TransformersCaptioner, room: int) -> None:
         self._describe, self.room, self.sizes = captioner._describe, room, list[int]()
@@ -69,10 +69,10 @@ class Short:
 def test_a_batch_that_does_not_fit_is_split(
     captioner: TransformersCaptioner, images: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = captioner.describe(images, StopSignal())
+    expected = captioner.describe(images, StopSignal())
     short = Short(captioner, room=2)
     monkeypatch.setattr(captioner, "_describe", short)
-    assert captioner.describe(images, StopSignal()) == whole
+    assert captioner.describe(images, StopSignal()) == expected
     assert short.sizes == [5, 3, 2, 1, 2]
 
 
@@ -97,7 +97,7 @@ def test_a_broken_device_breaks_the_trainer(
 
 
 def test_a_model_of_the_documented_class_is_loaded(tmp_path: Path, images: list[bytes]) -> None:
-    """BLIP, with random weights; its description is noise, in words of its vocabulary."""
+    """BLIP with random weights: its captions are random words."""
     from transformers import BlipConfig, BlipForConditionalGeneration
 
     for name in ("vocab.txt", "tokenizer_config.json", "preprocessor_config.json"):

@@ -143,8 +143,8 @@ def test_a_finished_style_is_shown_beside_the_base_with_its_epoch() -> None:
     console, file = pipe()
     metric = replace(METRIC, measured_loss=0.05, base_loss=0.1, delivered_epoch=40)
     ConsoleNotifier(console).completed("task", 7, ARTIFACT, metric)
-    said = "(loss 0.0625, measured 0.0500 (base 0.1000), weights of epoch 40 of 50)"
-    assert said in file.getvalue()
+    summary = "(loss 0.0625, measured 0.0500 (base 0.1000), weights of epoch 40 of 50)"
+    assert summary in file.getvalue()
 
 
 def test_the_path_is_printed_as_the_caller_gave_it() -> None:

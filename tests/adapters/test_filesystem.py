@@ -64,7 +64,7 @@ def die_before_replacing(root: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     setattr(Path, "replace", die)  # noqa: B010 - mypy knows no method that may be assigned
-    FileBlobStore({"out": root}).put(AT, b"never whole")
+    FileBlobStore({"out": root}).put(AT, b"interrupted")
 
 
 def test_concurrent_processes_lose_no_increment_of_a_counter(
@@ -90,7 +90,7 @@ def test_a_killed_writer_leaves_the_old_blob_and_no_lock(
     writer.start()
     writer.join()
     assert writer.exitcode == -signal.SIGKILL
-    assert (root / OURS / "coming").read_bytes() == b"never whole"
+    assert (root / OURS / "coming").read_bytes() == b"interrupted"
 
     assert blobs.list(Bucket("out"), "") == ([] if before is None else [AT])
     if before is None:
@@ -280,9 +280,9 @@ def test_writes_and_deletions_are_synced_to_disk(
     opened = len(os.listdir("/proc/self/fd"))
     blobs.put(AT, b"new")
     contents = [content for _, content in synced if content]
-    assert contents == [b"new"], "whole, before it takes its place"
-    assert {path for path, _ in synced} >= {".", "models"}, "whatever has a new name in it"
-    assert synced[-1] == ("models", b""), "the name after the content"
+    assert contents == [b"new"], "the content is on disk before the rename"
+    assert {path for path, _ in synced} >= {".", "models"}, "every folder with a new name"
+    assert synced[-1] == ("models", b""), "the name is on disk after the content"
     synced.clear()
     blobs.delete(AT)
     assert synced == [("models", b"")]

@@ -82,7 +82,7 @@ def test_secrets_and_library_debug_lines_are_not_logged() -> None:
     assert TOKEN not in pipe.getvalue()
     assert len(pipe.getvalue().splitlines()) == 2
     start_logging(level="INFO", stream=pipe)
-    logging.getLogger("pika.adapters").error("said by our own adapter in one line")
+    logging.getLogger("pika.adapters").error("logged by our own adapter in one line")
     assert len(pipe.getvalue().splitlines()) == 2
 
 

@@ -108,7 +108,7 @@ def test_lines_from_pools_and_timers_carry_the_job(
     with SystemClock().every(0.01, tick):
         # The timer was there before; the attempt becomes known only now.
         context(JobStarted(task_id=TASK_ID, style_id=7, attempt=3, resumed_from=None))
-        # Of the store it is only asked to read.
+        # The use case only reads from this store.
         blobs: Any = Talking()
         config = WorkerConfig(fetch_concurrency=4)
         fetch_images(images, 512, blobs, MemoryInspector(), config, StopSignal())
@@ -207,7 +207,7 @@ def test_a_secret_with_spaces_and_non_ascii_letters_is_redacted_in_every_encodin
 
 
 @pytest.mark.parametrize(
-    ("text", "kept", "gone"),
+    ("text", "kept", "secret"),
     [
         ("amqp://guest:pa55@broker:5672/vhost", "broker:5672/vhost", "pa55"),
         ("Authorization: Bearer abcdefghijkl", "Bearer", "abcdefghijkl"),
@@ -223,10 +223,10 @@ def test_a_secret_with_spaces_and_non_ascii_letters_is_redacted_in_every_encodin
         ("{'authorization': 'basic dXNlcjpwYXNz'}", "'basic ", "dXNlcjpwYXNz"),
     ],
 )
-def test_text_that_looks_like_a_secret_is_redacted(text: str, kept: str, gone: str) -> None:
+def test_text_that_looks_like_a_secret_is_redacted(text: str, kept: str, secret: str) -> None:
     hidden = Redactor()(text)
     assert kept in hidden
-    assert gone not in hidden
+    assert secret not in hidden
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def job_log(blobs: Any, max_bytes: int = 100_000) -> JobLog:
 
 
 def line_of(task_id: str | None, message: str, *args: object) -> logging.LogRecord:
-    """A line as ``LogContext`` leaves it."""
+    """A log record with the fields that ``LogContext`` adds."""
     record = record_of(message, *args)
     record.task_id = task_id
     return record
@@ -451,14 +451,14 @@ def test_an_unavailable_store_loses_the_log_and_not_the_job(
 ) -> None:
     class Away(MemoryBlobStore):
         def put(self, *args: Any, **kwargs: Any) -> str:
-            raise BlobUnavailable("gone")
+            raise BlobUnavailable("no connection")
 
     handler = job_log(Away())
     handler(received(a_task()))
     handler(STARTED)
     handler.handle(line_of(TASK_ID, "a line"))
     handler(settled(a_task(), Ack()))
-    assert "was not stored: gone" in caplog.text
+    assert "was not stored: no connection" in caplog.text
 
 
 def test_concurrent_jobs_store_separate_logs(collector: Collector) -> None:

@@ -182,7 +182,7 @@ def test_a_job_is_shown_as_soon_as_it_starts(metrics: Metrics, clock: ManualCloc
     parameters = TrainingParameters(epochs=10, resolution=64)
     listener(TrainingBegan(**ids, parameters=parameters, image_count=10))
     assert value(metrics, "steps_total", slot="1") == 0
-    listener(JobInterrupted(**ids, reason="the store is away", failures=2))
+    listener(JobInterrupted(**ids, reason="the store is unavailable", failures=2))
     assert value(metrics, "job_failures") == 2
     begin(listener, 3, epochs=10)
     assert value(metrics, "job_failures") == 0
@@ -205,7 +205,7 @@ def test_each_active_job_has_its_own_slot(metrics: Metrics, clock: ManualClock) 
     clock.advance(4)
     assert value(metrics, "phase", slot="0", phase="idle") == 1
     assert value(metrics, "job_epochs", slot="0") == 0
-    assert value(metrics, "job_epochs", slot="1") == 20, "nobody else's"
+    assert value(metrics, "job_epochs", slot="1") == 20, "the other slot keeps its value"
     begin(listener, 3, epochs=30)
     assert value(metrics, "job_epochs", slot="0") == 30, "the lowest slot that is free"
     listener(settled(second, Requeue()))
@@ -258,7 +258,7 @@ def test_a_duplicate_message_shows_no_second_job(metrics: Metrics, clock: Manual
     listener(MessageSettled(task_id=None, settlement=again))
     assert value(metrics, "active_jobs") == 1
     assert value(metrics, "phase", slot="0", phase="training") == 1
-    other = replace(task, task_id="somebody-else-has-it")
+    other = replace(task, task_id="task-of-another-worker")
     listener(received(other))
     assert slots(metrics) == {"0"}
     listener(settled(other, RetryLater(20, "worker x holds the lease for 20 s more")))
@@ -381,9 +381,9 @@ def test_a_measured_port_passes_calls_and_results_through(
         "notifier": MeteredNotifier(inner, metrics, clock.monotonic),
     }[port]
     result = getattr(measured, call)(*arguments, **named)
-    asked = getattr(inner, call)
-    asked.assert_called_once_with(*arguments, **named)
-    assert result is (asked.return_value if call in {"get", "put", "list"} else None)
+    original = getattr(inner, call)
+    original.assert_called_once_with(*arguments, **named)
+    assert result is (original.return_value if call in {"get", "put", "list"} else None)
 
 
 def test_a_call_is_timed_by_the_clock(metrics: Metrics, clock: ManualClock) -> None:
@@ -399,7 +399,7 @@ def test_a_call_is_timed_by_the_clock(metrics: Metrics, clock: ManualClock) -> N
 
 
 def test_an_unavailable_broker_is_counted_and_still_an_error(metrics: Metrics) -> None:
-    queue = MeteredQueue(Broken(QueueUnavailable("gone")), metrics)
+    queue = MeteredQueue(Broken(QueueUnavailable("no connection")), metrics)
     with pytest.raises(QueueUnavailable):
         queue.receive(1.0)
     assert value(metrics, "queue_errors_total") == 1
@@ -408,7 +408,7 @@ def test_an_unavailable_broker_is_counted_and_still_an_error(metrics: Metrics) -
 @pytest.mark.parametrize(
     ("error", "result"),
     [
-        (BlobUnavailable("away"), "unavailable"),
+        (BlobUnavailable("no connection"), "unavailable"),
         (BlobMissing("none"), "missing"),
         (RuntimeError("defect"), "error"),
     ],
@@ -485,7 +485,7 @@ def test_an_unavailable_broker_leaves_no_stale_depths(
     with caplog.at_level(logging.WARNING):
         gauges.poll()
         gauges.poll()
-    assert len(caplog.records) == 1, "said once, not at every poll"
+    assert len(caplog.records) == 1, "logged once, not at every poll"
     assert gauges.trouble == "connection refused"
     assert value(metrics, "queue_up") == 0
     assert b"style_trainer_queue_messages{" not in generate_latest(metrics.registry)

@@ -12,7 +12,7 @@ from adapters.nvml import GpuReader
 
 
 class NvmlError(Exception):
-    """What every call of NVML raises."""
+    """The error that every NVML call raises."""
 
 
 class Nvml:

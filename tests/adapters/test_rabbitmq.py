@@ -209,7 +209,7 @@ def test_a_timed_out_call_is_dropped_and_its_delivery_requeued(
     (session,) = sessions.all
     done: list[object] = []
     with session.busy, pytest.raises(QueueUnavailable, match=r"no response.*\(connected\)"):
-        connection.call(done.append, lost=DeliveryLost("gone"))
+        connection.call(done.append, lost=DeliveryLost("lost"))
     eventually(lambda: (sessions.ended, len(sessions.all)) == (1, 2))
     assert session.closed
     assert done == []
@@ -262,15 +262,15 @@ def test_a_call_runs_at_once_and_a_closed_connection_does_nothing(
     with pytest.raises(QueueUnavailable, match="this queue is closed"):
         connection.call(lambda _: None)
     with pytest.raises(DeliveryLost):
-        connection.call(lambda _: None, lost=DeliveryLost("gone"))
+        connection.call(lambda _: None, lost=DeliveryLost("lost"))
 
 
 @pytest.mark.parametrize(
     ("error", "lost", "expected"),
     [
         (ConnectionResetError("cut"), None, QueueUnavailable),
-        (ConnectionResetError("cut"), DeliveryLost("gone"), DeliveryLost),
-        (SessionEnded("full"), DeliveryLost("gone"), QueueUnavailable),
+        (ConnectionResetError("cut"), DeliveryLost("lost"), DeliveryLost),
+        (SessionEnded("full"), DeliveryLost("lost"), QueueUnavailable),
     ],
 )
 def test_a_call_that_breaks_the_session_raises_the_cause(
@@ -297,10 +297,10 @@ def test_calls_waiting_for_a_session_fail_with_it(
     done: list[object] = []
     with ThreadPoolExecutor(1) as pool:
         with session.busy:
-            waiting = pool.submit(connection.call, done.append, lost=DeliveryLost("gone"))
+            waiting = pool.submit(connection.call, done.append, lost=DeliveryLost("lost"))
             eventually(lambda: session.woken == 1)
             session.over = ConnectionResetError("cut")
-        with pytest.raises(DeliveryLost, match="gone"):
+        with pytest.raises(DeliveryLost, match="lost"):
             waiting.result()
     assert done == []
 
@@ -319,8 +319,8 @@ def open_session(**options: Any) -> Session:
 
 def test_the_consumer_requests_a_longer_timeout(amqp: MagicMock) -> None:
     open_session(ack_timeout=7200.0).consume()
-    asked = amqp.channel.return_value.basic_consume.call_args.kwargs["arguments"]
-    assert asked == {"x-consumer-timeout": 7_200_000}
+    arguments = amqp.channel.return_value.basic_consume.call_args.kwargs["arguments"]
+    assert arguments == {"x-consumer-timeout": 7_200_000}
 
 
 def test_if_the_broker_rejects_the_timeout_argument_the_worker_consumes_without_it(
@@ -360,7 +360,7 @@ def refused(code: int, text: str) -> ConnectionClosedByBroker:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (SessionEnded("it was replaced"), "it was replaced$"),
         (exceptions.AuthenticationError("PLAIN"), "it rejects user 'guest'"),
@@ -403,7 +403,7 @@ def refused(code: int, text: str) -> ConnectionClosedByBroker:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-def test_wrapped_errors_are_reported_with_a_remedy(error: Exception, said: str) -> None:
+def test_wrapped_errors_are_reported_with_a_remedy(error: Exception, message: str) -> None:
     options = RabbitOptions(host="broker.example", password="s3cret")
     for wrapped in (
         error,
@@ -411,7 +411,7 @@ def test_wrapped_errors_are_reported_with_a_remedy(error: Exception, said: str) 
         exceptions.AMQPConnectionError(AMQPConnectorTransportSetupError(error)),
     ):
         expected = explain(wrapped, options)
-        assert re.match(f"RabbitMQ at broker.example:5672: .*{said}", expected)
+        assert re.match(f"RabbitMQ at broker.example:5672: .*{message}", expected)
         assert is_expected(wrapped)
         assert "s3cret" not in expected
 

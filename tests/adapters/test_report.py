@@ -27,7 +27,7 @@ _grid = lru_cache(draw_previews)
 
 @pytest.fixture(autouse=True)
 def drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw an image once for all tests whose report has it."""
+    """Cache plots: many reports of these tests contain the same ones."""
     reporter = "adapters.report.reporter"
     monkeypatch.setattr(
         f"{reporter}.plot_curves", lambda history, base_loss: _curve(tuple(history), base_loss)
@@ -39,7 +39,7 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """Reads a page and insists that its tags are balanced."""
+    """Parses a page and fails if its tags are not balanced."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -429,7 +429,7 @@ def test_thumbnails_are_small_jpegs_with_width_and_height(shown: Page) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "said"),
+    ("size", "message"),
     [
         ((400, 300), "trained at 576 x 448, 4 % cut off"),
         ((1800, 1200), "trained at 576 x 384, not cropped"),
@@ -437,12 +437,12 @@ def test_thumbnails_are_small_jpegs_with_width_and_height(shown: Page) -> None:
     ],
 )
 def test_each_image_has_its_size_in_training_and_what_is_cut_off(
-    size: tuple[int, int], said: str
+    size: tuple[int, int], message: str
 ) -> None:
     facts = replace(REPORT.images.usable[0].facts, width=size[0], height=size[1])
     usable = (replace(REPORT.images.usable[0], facts=facts),)
     text = page(replace(REPORT, images=ImageSet(usable))).text
-    assert said in text.replace("\N{MULTIPLICATION SIGN}", "x")
+    assert message in text.replace("\N{MULTIPLICATION SIGN}", "x")
 
 
 MEASURED = [
@@ -518,7 +518,7 @@ def test_gradient_norms_are_drawn_below_the_loss() -> None:
 
 
 def test_epochs_without_a_gradient_norm_are_left_out_of_its_curve() -> None:
-    # As after a resume from a checkpoint of a trainer that did not tell them.
+    # As after a resume from a checkpoint of a trainer that did not record them.
     history = [*REPORT.history[:20], *PULLED[20:]]
     assert "norm: 0.0238 in epoch 21, 0.0125 in epoch 40" in curves_in_words(history)
     assert plot_curves(history) != plot_curves(PULLED)

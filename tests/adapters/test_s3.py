@@ -80,7 +80,7 @@ def client_error(code: str, number: int) -> ClientError:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (client_error("TokenRefreshRequired", 400), "expired: give the worker new ones"),
         (client_error("InvalidToken", 400), "new credentials"),
@@ -104,10 +104,10 @@ def client_error(code: str, number: int) -> ClientError:
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_temporary_errors_are_not_access_denied(error: Exception, said: str) -> None:
+def test_temporary_errors_are_not_access_denied(error: Exception, message: str) -> None:
     found = translated(error, "bucket", "reading s3://bucket/key")
     assert isinstance(found, BlobUnavailable)
-    assert re.match(f"reading s3://bucket/key: .*{said}", str(found))
+    assert re.match(f"reading s3://bucket/key: .*{message}", str(found))
 
 
 @pytest.mark.parametrize(("code", "number"), [("SlowDown", 503), ("429", 429), ("500", 500)])
@@ -118,7 +118,7 @@ def test_a_throttling_error_carries_its_retry_delay(code: str, number: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("code", "number", "said"),
+    ("code", "number", "message"),
     [
         ("IllegalLocationConstraintException", 400, "AWS_S3_REGION_NAME"),
         *((str(number), number, "AWS_S3_REGION_NAME") for number in (302, 307, 308)),
@@ -128,10 +128,10 @@ def test_a_throttling_error_carries_its_retry_delay(code: str, number: int) -> N
         ("InvalidArgument", 400, r"no \(InvalidArgument\)"),
     ],
 )
-def test_permanent_errors_are_access_denied(code: str, number: int, said: str) -> None:
+def test_permanent_errors_are_access_denied(code: str, number: int, message: str) -> None:
     found = translated(client_error(code, number), "bucket", "reading s3://bucket/key")
     assert isinstance(found, BlobDenied)
-    assert re.match(f"reading s3://bucket/key: .*{said}", str(found))
+    assert re.match(f"reading s3://bucket/key: .*{message}", str(found))
 
 
 class Body(BytesIO):
@@ -221,11 +221,11 @@ def test_a_checksum_mismatch_is_a_damaged_body(response: dict[str, Any]) -> None
 
 
 class Interrupted(BaseException):
-    """Ctrl-C, say."""
+    """Stands for an interruption such as Ctrl-C."""
 
 
 class NoSuchUpload(ClientError):
-    """As the client's own exceptions are: classes made at run time."""
+    """A class made at run time, as the client's own exceptions are."""
 
     def __init__(self) -> None:
         super().__init__({"Error": {"Code": "NoSuchUpload"}}, "AbortMultipartUpload")
@@ -293,14 +293,14 @@ def test_an_interrupted_upload_is_aborted(
 def test_a_failed_abort_is_logged_and_hides_no_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    away = HTTPClientError(error="cut")
+    unreachable = HTTPClientError(error="cut")
     with pytest.raises(Interrupted):
-        put(Uploads(upload_part=Interrupted(), abort_multipart_upload=away), DATA)
+        put(Uploads(upload_part=Interrupted(), abort_multipart_upload=unreachable), DATA)
     assert "may remain" in caplog.text
 
 
 def open_store(monkeypatch: pytest.MonkeyPatch, client: Any = None) -> S3BlobStore:
-    """May read ``images`` and write ``bucket``."""
+    """A store that may read ``images`` and write ``bucket``."""
     monkeypatch.setattr("adapters.s3.store.connect", lambda _: client)
     return S3BlobStore(
         S3Options(), readable=["images"], writable=[AT.bucket], sleep=lambda _: None
@@ -349,7 +349,7 @@ KEYS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"connect_timeout": 0.0}, "connect_timeout must be more than 0"),
         ({"read_timeout": 0.0}, "read_timeout must be more than 0"),
@@ -366,8 +366,8 @@ KEYS: dict[str, Any] = {
         ({"endpoint_url": "minio:9000"}, "give https://host"),
     ],
 )
-def test_a_wrong_option_is_named_with_its_remedy(wrong: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said) as raised:
+def test_a_wrong_option_is_named_with_its_remedy(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
         S3Options(**wrong)
     assert "hunter2" not in str(raised.value)
 

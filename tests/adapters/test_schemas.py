@@ -222,7 +222,7 @@ def test_a_long_message_of_duplicate_keys_and_huge_numbers_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "quoted"),
     [
         ("data.images", ABSENT, "missing"),
         ("data.images", None, "null"),
@@ -234,8 +234,8 @@ def test_a_long_message_of_duplicate_keys_and_huge_numbers_is_refused() -> None:
         ("task_id", "Größe\x9b\u202e\n", r'"Größe\u009b\u202e\n"'),
     ],
 )
-def test_a_value_is_quoted_as_json_in_the_error(path: str, value: object, said: str) -> None:
-    with pytest.raises(InvalidTask, match=re.escape(f" is {said}: ")):
+def test_a_value_is_quoted_as_json_in_the_error(path: str, value: object, quoted: str) -> None:
+    with pytest.raises(InvalidTask, match=re.escape(f" is {quoted}: ")):
         read(with_value(path, value))
 
 

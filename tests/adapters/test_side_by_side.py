@@ -51,14 +51,14 @@ class Observers:
         self.job_log.setFormatter(JsonFormatter(Redactor()))
         self.job_log.addFilter(context)
         sinks = (self.jobs, self.worker_state, self.preview_cache, self.job_log)
-        self.tell = EventBus(context, log_event, *sinks)
+        self.publish = EventBus(context, log_event, *sinks)
         self.max_active = 0
         self._together = threading.Barrier(len(STYLES), timeout=60)
 
     def __call__(self, event: Event) -> None:
-        """Pass events on in step: wait until every run has one."""
+        """Pass events on in lockstep: wait until every run has sent one."""
         self._together.wait()
-        self.tell(event)
+        self.publish(event)
         self.max_active = max(self.max_active, len(self.worker_state.snapshot()["jobs"]))
 
     def run(self, task: TrainingTask) -> Settlement:
@@ -71,9 +71,9 @@ class Observers:
             config=replace(CONFIG, fetch_concurrency=4),
         )
         world.blobs.put(Location("media", "7/03.txt"), b"\xff\xfe no text, which is worth a line")
-        self.tell(received(task))
+        self.publish(received(task))
         settlement = use_case(task, StopSignal())
-        self.tell(settled(task, settlement))
+        self.publish(settled(task, settlement))
         return settlement
 
 

@@ -40,13 +40,13 @@ TOKEN = "correct-horse-battery-staple"
 
 
 def local(scene: Scene, **headers: str) -> TestClient:
-    """A caller on this machine."""
+    """A client on this machine."""
     app = build_app(scene.sources(), host="127.0.0.1", token=None)
     return TestClient(app, base_url="http://127.0.0.1:8080", headers=headers)
 
 
 def remote(scene: Scene, **headers: str) -> TestClient:
-    """A caller from the network, where a token is needed."""
+    """A client on the network, which needs a token."""
     app = build_app(scene.sources(), host="0.0.0.0", token=TOKEN)
     return TestClient(app, base_url="http://worker.example:8080", headers=headers)
 
@@ -348,7 +348,7 @@ def test_a_token_that_is_set_is_required_on_loopback_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "token", "said"),
+    ("host", "token", "message"),
     [
         ("0.0.0.0", None, "'0.0.0.0' is open to the network; give a token"),
         ("::", None, "listen at 127.0.0.1"),
@@ -358,11 +358,11 @@ def test_a_token_that_is_set_is_required_on_loopback_too() -> None:
     ],
 )
 def test_a_public_page_without_a_strong_token_is_refused_in_one_line(
-    host: str, token: str | None, said: str
+    host: str, token: str | None, message: str
 ) -> None:
     with pytest.raises(InvalidBinding) as refused:
         build_app(idle().sources(), host=host, token=token)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 

@@ -26,7 +26,7 @@ from tests.services.status_scenes import Scene, failed, idle, ids, side_by_side,
 
 
 def shown(scene: Scene) -> dict[str, Any]:
-    """The snapshot, as it comes over the wire."""
+    """The snapshot after encoding and decoding as JSON."""
     values: dict[str, Any] = json.loads(json.dumps(scene.worker_state.snapshot(), allow_nan=False))
     return values
 
@@ -96,9 +96,9 @@ def test_states_of_a_worker_without_a_job() -> None:
 
 def test_a_job_whose_backend_is_unavailable_is_retried_later_with_the_reason() -> None:
     scene = Scene()
-    scene.tell(received(task(6)))
-    scene.tell(AnnouncementBegun(**ids(6), call=2))
-    scene.tell(settled(task(6), RetryLater(60.0, "the backend returned 503")))
+    scene.publish(received(task(6)))
+    scene.publish(AnnouncementBegun(**ids(6), call=2))
+    scene.publish(settled(task(6), RetryLater(60.0, "the backend returned 503")))
     snapshot = shown(scene)
     assert snapshot["job"] is None
     assert snapshot["recent"][0]["result"] == "retry later"
@@ -108,8 +108,10 @@ def test_a_job_whose_backend_is_unavailable_is_retried_later_with_the_reason() -
 def test_a_task_of_another_worker_takes_one_line_however_often_it_comes() -> None:
     scene = training()
     for _ in range(5):
-        scene.tell(received(task(77)))
-        scene.tell(settled(task(77), RetryLater(60.0, "worker b holds the lease for 60 s more")))
+        scene.publish(received(task(77)))
+        scene.publish(
+            settled(task(77), RetryLater(60.0, "worker b holds the lease for 60 s more"))
+        )
     recent = shown(scene)["recent"]
     assert [job["style_id"] for job in recent[:2]] == [77, 40]
 
@@ -117,14 +119,14 @@ def test_a_task_of_another_worker_takes_one_line_however_often_it_comes() -> Non
 def test_an_earlier_outcome_keeps_its_line_when_the_task_is_retried_later() -> None:
     scene = Scene()
     wait = RetryLater(60.0, "worker b holds the lease for 60 s more")
-    scene.tell(received(task(6)))
-    scene.tell(settled(task(6), Requeue()))
-    scene.tell(received(task(6)))
-    scene.tell(settled(task(6), wait))
+    scene.publish(received(task(6)))
+    scene.publish(settled(task(6), Requeue()))
+    scene.publish(received(task(6)))
+    scene.publish(settled(task(6), wait))
     scene.start(6)
-    scene.tell(settled(task(6), wait))
-    scene.tell(received(task(6)))
-    scene.tell(settled(task(6), wait))
+    scene.publish(settled(task(6), wait))
+    scene.publish(received(task(6)))
+    scene.publish(settled(task(6), wait))
     lines = [(job["result"], job["attempt"]) for job in shown(scene)["recent"]]
     retry_later = "retry later"
     assert lines == [
@@ -137,25 +139,25 @@ def test_an_earlier_outcome_keeps_its_line_when_the_task_is_retried_later() -> N
 
 def test_a_duplicate_message_of_a_finished_job_is_no_job() -> None:
     scene = Scene()
-    scene.tell(received(task(6)))
-    scene.tell(settled(task(6), Ack()))
+    scene.publish(received(task(6)))
+    scene.publish(settled(task(6), Ack()))
     assert shown(scene)["recent"] == []
 
 
 def test_a_dead_letter_is_shown_with_its_reason() -> None:
     scene = Scene()
     scene.start(8)
-    scene.tell(settled(task(8), DeadLetter("access to s3://models is denied")))
+    scene.publish(settled(task(8), DeadLetter("access to s3://models is denied")))
     assert shown(scene)["recent"][0]["result"] == "dead letter"
 
 
 def test_an_interrupted_job_that_is_dead_lettered_is_a_dead_letter() -> None:
     scene = Scene()
     scene.start(8)
-    scene.tell(
+    scene.publish(
         JobInterrupted(task_id=task(8).task_id, style_id=8, reason="access is denied", failures=0)
     )
-    scene.tell(settled(task(8), DeadLetter("access to s3://models is denied")))
+    scene.publish(settled(task(8), DeadLetter("access to s3://models is denied")))
     status = shown(scene)
     assert [job["result"] for job in status["recent"]] == ["dead letter"]
     assert status["last"]["message"] == "access to s3://models is denied"
@@ -214,10 +216,10 @@ def test_a_finished_job_leaves_the_others_active() -> None:
     assert [job["style_id"] for job in snapshot["jobs"]] == [43, 44]
     assert snapshot["job"]["style_id"] == 43
     assert snapshot["recent"][0]["style_id"] == snapshot["last"]["style_id"] == 42
-    scene.tell(settled(task(44), RetryLater(60.0, "the store is away")))
+    scene.publish(settled(task(44), RetryLater(60.0, "the store is unavailable")))
     snapshot = shown(scene)
     assert [job["style_id"] for job in snapshot["jobs"]] == [43]
-    assert snapshot["recent"][0]["message"] == "the store is away"
+    assert snapshot["recent"][0]["message"] == "the store is unavailable"
 
 
 def test_jobs_interrupted_together_continue_their_own_curves() -> None:
@@ -252,11 +254,11 @@ def test_events_of_concurrent_threads_reach_their_own_job() -> None:
     together = threading.Barrier(3, timeout=30)
 
     def work(style_id: int) -> None:
-        scene.tell(received(task(style_id)))
+        scene.publish(received(task(style_id)))
         for epoch in range(1, 300):
             together.wait()
             progress = Progress(epoch, 1000, epoch, 1000, loss=style_id / 10)
-            scene.tell(ProgressMade(**ids(style_id), progress=progress, epoch_finished=True))
+            scene.publish(ProgressMade(**ids(style_id), progress=progress, epoch_finished=True))
 
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

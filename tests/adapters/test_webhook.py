@@ -167,8 +167,8 @@ def test_a_rejection_has_status_reason_and_remedy(status: int, remedy: str) -> N
 
 @pytest.mark.parametrize("key", ["error", "detail", "message"])
 def test_the_backends_error_message_is_extracted_from_its_json(key: str) -> None:
-    said = f'{{"success": false, "{key}": "no such style"}}'
-    assert "returned 404 (no such style)" in str(judged(404, said.encode()))
+    body = f'{{"success": false, "{key}": "no such style"}}'
+    assert "returned 404 (no such style)" in str(judged(404, body.encode()))
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 599])
@@ -192,7 +192,7 @@ def test_a_redirect_is_refused_and_its_target_named(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "body",
     [
         TOKEN,
         'quoted\\"slashed/and-more-0123456789-abcdefgh',
@@ -200,9 +200,9 @@ def test_a_redirect_is_refused_and_its_target_named(status: int) -> None:
         "quoted&quot;slashed/and-more-0123456789-abcdefgh",
     ],
 )
-def test_a_token_echoed_by_the_backend_is_redacted(said: str) -> None:
+def test_a_token_echoed_by_the_backend_is_redacted(body: str) -> None:
     for filler in ("", "x" * 280, "x" * 10_000):
-        text = f"{filler}{said}"
+        text = f"{filler}{body}"
         for error in (
             judged(500, text.encode()),
             judged(302, Location=text),
@@ -238,9 +238,9 @@ def test_a_call_that_may_have_arrived_is_distinguished_from_one_that_did_not(
 
 
 def test_text_above_the_limit_is_cut_to_it() -> None:
-    whole = "x" * MAX_REASON_CHARACTERS
-    assert readable(whole, TOKEN) == whole
-    assert readable(f"{whole}x", TOKEN) == f"{whole[:-1]}…"
+    longest = "x" * MAX_REASON_CHARACTERS
+    assert readable(longest, TOKEN) == longest
+    assert readable(f"{longest}x", TOKEN) == f"{longest[:-1]}…"
 
 
 def test_a_request_is_aborted_at_its_deadline_unless_finished() -> None:
@@ -265,7 +265,7 @@ def test_a_request_sent_after_its_deadline_is_aborted_at_once() -> None:
         theirs.settimeout(10)
         assert theirs.recv(1) == b""
         ours.close()
-        deadline.watch(ours)  # it is gone already, which is as good
+        deadline.watch(ours)  # closed already: nothing to abort
 
 
 def test_plain_http_and_a_short_token_are_explicit_choices() -> None:

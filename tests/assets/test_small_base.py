@@ -167,8 +167,10 @@ def test_a_caption_decides_the_colours_of_shape_and_background(
     )
     shapes = _name_of(images[:, 52:76, 52:76].mean(axis=(1, 2)))
     grounds = _name_of(images[:, :12, :12].mean(axis=(1, 2)))
-    assert sum(got == asked for got, (asked, _) in zip(shapes, pairs, strict=True)) >= 7, shapes
-    assert sum(got == asked for got, (_, asked) in zip(grounds, pairs, strict=True)) >= 7, grounds
+    assert sum(got == wanted for got, (wanted, _) in zip(shapes, pairs, strict=True)) >= 7, shapes
+    assert sum(got == wanted for got, (_, wanted) in zip(grounds, pairs, strict=True)) >= 7, (
+        grounds
+    )
 
 
 @pytest.mark.integration

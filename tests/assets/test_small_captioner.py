@@ -21,7 +21,7 @@ from assets.drawing import draw_scene, draw_styled_scene
 
 FOLDER = Path(assets.__file__).parent / "small_captioner"
 HELD_OUT_SEED = [20, 2]
-"""The training draws from other seeds."""
+"""Seed of drawings that the captioner was not trained on."""
 Drawn = tuple[Image.Image, str]
 
 

@@ -18,7 +18,7 @@ from tests.services.commands import ROOT, run_module
 
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The file that a rehearsal on the small base leaves."""
+    """Results of a short run of the benchmark on the small base."""
     file = tmp_path_factory.mktemp("results") / "card.json"
     command = ["benchmarks.gpu", "--tiny", "--device", "cpu", "--json", str(file)]
     command += ["--batches", "2", "--styles", "1", "2", "--epochs", "1", "--seconds", "0.05"]
@@ -69,16 +69,16 @@ def test_the_tables_have_every_row(rehearsed: dict[str, Any], tmp_path: Path) ->
 def test_runs_that_are_measured_together_wait_for_one_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[float] = []
+    waits: list[float] = []
     monkeypatch.setattr(
         "benchmarks.gpu.bench.DiffusionTrainer",
-        lambda *_, max_wait, **__: asked.append(max_wait),
+        lambda *_, max_wait, **__: waits.append(max_wait),
     )
     base: Any = None
     bench = Bench(torch.device("cpu"), base, (), 64, seconds=1.0)
     for slots in (1, 2):
         bench.trainer(Backend(), slots)
-    assert asked == [MAX_WAIT, MAX_WAIT]
+    assert waits == [MAX_WAIT, MAX_WAIT]
 
 
 def test_styles_that_were_not_recorded_are_marked() -> None:

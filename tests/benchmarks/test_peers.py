@@ -1,4 +1,4 @@
-"""The comparison with other trainers, which are replaced by fakes."""
+"""The comparison with other trainers, with fakes in place of those trainers."""
 
 from __future__ import annotations
 

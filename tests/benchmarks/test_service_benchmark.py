@@ -17,7 +17,7 @@ CHECKPOINTS = 3
 
 
 def test_a_new_job_makes_no_call_that_neither_safety_nor_its_results_need() -> None:
-    """A further call costs every job a round trip to the store."""
+    """Each additional call costs every job a round trip to the store."""
     world = World()
     store = CountingBlobStore(world.blobs)
     config = replace(CONFIG, cancel_poll=1e6, progress_every=1e6, preview_share=0.0)

@@ -38,7 +38,7 @@ class Version:
 
     name: str
     suite: str | None
-    """The Debian it comes from; None: this machine's."""
+    """The Debian release that has it; None: the one of this machine."""
 
 
 VERSIONS = (
@@ -49,7 +49,7 @@ VERSIONS = (
 
 
 def main() -> int:
-    """Test the versions that are named; 0 when all their tests pass."""
+    """Test the given versions. Returns 0 if all tests pass."""
     parser = argparse.ArgumentParser(prog="python -m tests.brokers", description=__doc__)
     parser.add_argument("versions", nargs="*", help="default: 3.10 4.0 4.3")
     parser.add_argument(
@@ -74,7 +74,7 @@ def main() -> int:
 
 
 def fetch(suite: str, root: Path) -> Path:
-    """A Debian with RabbitMQ in ``root``; one that is there is taken as it is."""
+    """Install a Debian with RabbitMQ in ``root``, unless it is there already."""
     done = root / "fetched"
     if done.exists():
         return root
@@ -94,7 +94,7 @@ def fetch(suite: str, root: Path) -> Path:
 
 
 def run(name: str, root: Path | None) -> dict[str, str]:
-    """Run the suites on a node of this version: each suite's closing line."""
+    """Run the suites on a node of this version. Returns the last output line of each suite."""
     environment = {**os.environ, "CI": "true"}
     if root is not None:
         environment["TEST_RABBITMQ_ROOT"] = str(root)
@@ -119,7 +119,7 @@ def run(name: str, root: Path | None) -> dict[str, str]:
 
 
 def pytest(paths: tuple[str, ...], environment: dict[str, str]) -> str:
-    """Run tests and show them; the last line of what they print."""
+    """Run tests and print their output. Returns its last line."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths]
     started = time.monotonic()
     last = ""

@@ -106,7 +106,7 @@ def in_gcs(emulator: Emulator) -> Harness:
 
 
 def concurrently(write: Callable[[int], str]) -> list[int]:
-    """Let all writers write at the same moment; the numbers of those that succeeded."""
+    """Start all writers at the same moment. Returns the indices of those that succeeded."""
     together = threading.Barrier(WRITERS)
 
     def one(number: int) -> bool:

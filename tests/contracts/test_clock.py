@@ -23,7 +23,7 @@ def clock(request: pytest.FixtureRequest) -> Clock:
 
 
 def let_pass_until(clock: Clock, happened: threading.Event) -> None:
-    """Let time pass until the event; fail if it does not come in a thousand periods."""
+    """Let time pass until the event is set; fail after a thousand periods."""
     for _ in range(1000):
         if happened.is_set():
             return
@@ -85,23 +85,23 @@ def test_an_action_that_raises_is_logged_and_called_again(
 
 
 def test_an_action_runs_in_the_context_of_its_caller(clock: Clock) -> None:
-    whose: ContextVar[str] = ContextVar("whose", default="nobody's")
+    opener: ContextVar[str] = ContextVar("opener", default="unset")
     seen, called = [], threading.Event()
 
     def action() -> None:
-        seen.append(whose.get())
-        whose.set("changed")  # stays in the copy
+        seen.append(opener.get())
+        opener.set("changed")  # stays in the copy
         called.set()
 
     def open_it(stack: ExitStack) -> None:
-        whose.set("the opener's")
+        opener.set("the opener's")
         stack.enter_context(clock.every(PERIOD, action))
 
     with ExitStack() as stack:
         copy_context().run(open_it, stack)
         let_pass_until(clock, called)
     assert seen[0] == "the opener's"
-    assert whose.get() == "nobody's"
+    assert opener.get() == "unset"
 
 
 def test_two_actions_run_side_by_side(clock: Clock) -> None:
@@ -128,7 +128,7 @@ def test_leaving_waits_for_a_running_call(clock: Clock) -> None:
         release.wait(30)
         finished.set()
 
-    # The manual clock calls from whoever lets time pass, so that has to be another thread.
+    # The manual clock calls in the thread that advances it, so another thread advances it.
     passing = threading.Thread(target=let_pass_until, args=(clock, started))
     with clock.every(PERIOD, action):
         passing.start()

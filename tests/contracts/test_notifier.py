@@ -30,7 +30,7 @@ PROGRESS = Progress(50, 100, 500, 1000, loss=0.07, steps_per_second=2.0)
 
 @dataclass(frozen=True)
 class Harness:
-    """A notifier, and what arrived on the other side."""
+    """A notifier, and the calls that the backend received from it."""
 
     notifier: Notifier
     final_calls: Callable[[], int]
@@ -75,7 +75,7 @@ def test_progress_is_not_final(harness: Harness) -> None:
 def test_each_outcome_arrives_once(harness: Harness) -> None:
     harness.notifier.completed("task", 7, ARTIFACT, METRIC)
     assert harness.final_calls() == 1
-    harness.notifier.failed("task", 8, Failure(FailureCode.GPU_OOM, "The card is small."))
+    harness.notifier.failed("task", 8, Failure(FailureCode.GPU_OOM, "The GPU is small."))
     assert harness.final_calls() == 2
 
 
@@ -98,13 +98,13 @@ def test_calls_may_come_from_several_threads(harness: Harness) -> None:
 
 def test_has_arrived_is_never_true_for_another_call(harness: Harness) -> None:
     other = replace(ARTIFACT, sha256="cd" * 32)
-    failure = Failure(FailureCode.GPU_OOM, "The card is small.")
-    asked = harness.notifier.has_arrived
-    assert not asked("task", 7, ARTIFACT)
+    failure = Failure(FailureCode.GPU_OOM, "The GPU is small.")
+    has_arrived = harness.notifier.has_arrived
+    assert not has_arrived("task", 7, ARTIFACT)
     harness.notifier.completed("task", 7, ARTIFACT, METRIC)
-    assert not asked("earlier task", 7, ARTIFACT)
-    assert not asked("task", 7, other)
-    assert not asked("task", 8, ARTIFACT)
-    assert asked("task", 7, failure) is None
+    assert not has_arrived("earlier task", 7, ARTIFACT)
+    assert not has_arrived("task", 7, other)
+    assert not has_arrived("task", 8, ARTIFACT)
+    assert has_arrived("task", 7, failure) is None
     if not isinstance(harness.notifier, ConsoleNotifier):
-        assert asked("task", 7, ARTIFACT) is True
+        assert has_arrived("task", 7, ARTIFACT) is True

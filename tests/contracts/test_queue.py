@@ -32,21 +32,21 @@ every_way = pytest.mark.parametrize("settle", SETTLE.values(), ids=SETTLE.keys()
 
 @dataclass(frozen=True)
 class Harness:
-    """An empty queue, and the operations of a test around it."""
+    """An empty queue, and what a test does to it from outside."""
 
     queue: Queue
     sleep: Callable[[float], None]
-    """Let seconds pass."""
+    """Wait for a number of seconds."""
     lose: Callable[[], None]
-    """Take every delivery back, as when its worker died."""
+    """Requeue all unacknowledged messages, as when their worker dies."""
     dead_letters: DeadLetters
-    """The same queue's dead letters."""
+    """The dead letters of ``queue``."""
     depths: QueueDepths
-    """The same queue's."""
+    """The depths of ``queue`` and its companions."""
     unit: float = 1.0
-    """Seconds that stand for one, so that tests that really wait are short."""
+    """Seconds that stand for one second: less than 1 if the test really waits."""
     timeout: float = 1.0
-    """Seconds within which a due message arrives."""
+    """Maximum number of seconds in which a due message arrives."""
 
     def advance(self, units: float) -> None:
         self.sleep(units * self.unit)
@@ -196,7 +196,7 @@ def test_a_message_retried_later_comes_after_its_delay_and_counts(harness: Harne
     for retries in range(3):
         delivery = harness.receive()
         assert (delivery.body, delivery.retries) == (b"{}", retries)
-        harness.retry_later(delivery, 5.0, "the store is away")
+        harness.retry_later(delivery, 5.0, "the store is unavailable")
         assert harness.is_idle()
         harness.advance(5.0)
 
@@ -269,7 +269,7 @@ def test_listing_dead_letters_keeps_them_and_a_chosen_one_is_requeued(harness: H
 def test_a_dead_letter_that_is_dropped_is_gone_and_the_others_stay(harness: Harness) -> None:
     for body in (b'{"n": 1}', b'{"n": 2}', b'{"n": 3}'):
         harness.queue.publish(body)
-        harness.queue.dead_letter(harness.receive(), "the style is gone")
+        harness.queue.dead_letter(harness.receive(), "the style was deleted")
     harness.dead_letters.process_dead_letters(
         lambda letter: DeadLetterAction.DROP if b"2" in letter.body else DeadLetterAction.KEEP
     )

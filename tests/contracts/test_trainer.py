@@ -31,11 +31,11 @@ class Harness:
     trainer: Trainer
     images: tuple[TrainingImage, ...]
     with_slots: Callable[[int], Trainer]
-    """Another one, with so many slots."""
+    """Makes a trainer of the same kind with that many slots."""
     resolution: int = 64
 
     def plan(self, **parameters: Any) -> TrainingPlan:
-        """Three images, two at a time: two steps an epoch, the second one smaller."""
+        """Three images in batches of two: two steps per epoch, the second with one image."""
         values = {
             **{"epochs": EPOCHS, "resolution": self.resolution, "batch_size": 2, "rank": 2},
             **{"learning_rate": 1e-3, "lr_warmup_steps": 0, "sample_prompts": ("a sun",)},
@@ -182,13 +182,13 @@ def test_equal_plans_give_equal_runs_and_another_seed_differs(harness: Harness) 
 
 @pytest.mark.parametrize("steps", [0, 2, 3, 6])
 def test_a_resumed_run_equals_an_uninterrupted_one(harness: Harness, steps: int) -> None:
-    whole = run(harness, harness.plan())
+    uninterrupted = run(harness, harness.plan())
     taken = checkpoint_after(harness, harness.plan(), steps)
     assert (taken.epoch, taken.step) == (steps // 2, steps)
     rest = run(harness, harness.plan(), taken.data)
-    assert list(rest.reports) == list(whole.reports)[steps:]
-    assert rest.history == whole.history
-    assert rest.weights == whole.weights
+    assert list(rest.reports) == list(uninterrupted.reports)[steps:]
+    assert rest.history == uninterrupted.history
+    assert rest.weights == uninterrupted.weights
 
 
 def test_a_resumed_session_starts_at_its_checkpoint(harness: Harness) -> None:
@@ -275,7 +275,7 @@ def test_an_unusable_checkpoint_is_rejected_and_the_trainer_stays_usable(harness
 
 
 def test_a_failing_session_leaves_the_trainer_usable(harness: Harness) -> None:
-    whole = run(harness, harness.plan())
+    uninterrupted = run(harness, harness.plan())
 
     def break_off() -> None:
         with harness.trainer.open(harness.plan(), None) as session:
@@ -284,7 +284,7 @@ def test_a_failing_session_leaves_the_trainer_usable(harness: Harness) -> None:
 
     with pytest.raises(KeyError):
         break_off()
-    assert run(harness, harness.plan()) == whole
+    assert run(harness, harness.plan()) == uninterrupted
 
 
 def test_with_one_slot_every_run_is_alone(harness: Harness) -> None:
@@ -320,7 +320,7 @@ def test_a_run_joins_running_ones_and_resumes_alone_from_a_checkpoint(
     harness: Harness,
 ) -> None:
     plan = harness.plan(seed=5)
-    whole = run(harness, plan)
+    uninterrupted = run(harness, plan)
     shared = replace(harness, trainer=harness.with_slots(2))
     with shared.trainer.open(harness.plan(seed=6), None) as other:
         other.advance()
@@ -330,7 +330,7 @@ def test_a_run_joins_running_ones_and_resumes_alone_from_a_checkpoint(
             taken = session.checkpoint()
         other.advance()
     rest = run(harness, plan, taken.data)
-    assert rest.history[-1].loss == pytest.approx(whole.history[-1].loss, rel=1e-3)
+    assert rest.history[-1].loss == pytest.approx(uninterrupted.history[-1].loss, rel=1e-3)
 
 
 def test_more_runs_than_slots_or_of_another_batch_key_are_refused(harness: Harness) -> None:

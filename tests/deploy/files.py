@@ -1,4 +1,4 @@
-"""The files of `deploy`, read, and what the code says that they must agree with."""
+"""Readers of the files of `deploy`, and of the settings in the code that they must match."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read_all(name: str) -> list[Any]:
 
 
 def read_json(name: str) -> Any:
-    """The file's value."""
+    """The file's content, parsed."""
     return json.loads((DEPLOY / name).read_text(encoding="utf-8"))
 
 

@@ -35,7 +35,7 @@ def _permissions() -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def broker() -> Iterator[Broker]:
-    """A node of its own, since it gets a user."""
+    """A broker of this module's own, because the test adds a user."""
     with own_broker() as broker:
         broker.control("add_user", "trainer", PASSWORD)
         broker.control("set_permissions", "-p", "/", "trainer", *_permissions())

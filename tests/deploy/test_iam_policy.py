@@ -28,7 +28,7 @@ IMAGES: str = SETTINGS["AWS_STORAGE_BUCKET_NAME"].default
 MODELS: str = SETTINGS["MODEL_BUCKET_NAME"].default
 KEYS = StorageKeys(Bucket(MODELS))
 COUNT = 10
-"""Images of a task."""
+"""Number of a task's images."""
 REGION = "us-east-1"
 
 

@@ -63,7 +63,7 @@ def test_hadolint_finds_nothing() -> None:
 
 
 def _step(part: str) -> str:
-    """The RUN instruction with this in it."""
+    """The RUN instruction that contains this text."""
     (found,) = [rest for name, rest in INSTRUCTIONS if name == "RUN" and part in rest]
     return found
 
@@ -201,7 +201,7 @@ def test_everything_copied_is_in_the_build_context() -> None:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packages as the image gets them: from what the builder is sent, and nothing else."""
+    """Our packages, installed from the files of the build context only."""
     folder = tmp_path_factory.mktemp("image")
     for path in exclude_paths(str(ROOT), IGNORED):
         if (ROOT / path).is_file():

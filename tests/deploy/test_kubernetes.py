@@ -111,7 +111,7 @@ def test_the_probes_use_the_status_pages_port() -> None:
     assert port["containerPort"] == STATUS_PORT == int(SETTINGS_MAP["STATUS_PORT"])
     assert SETTINGS_MAP["STATUS_HOST"] == "0.0.0.0"
     paths = {probe: WORKER[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe")}
-    assert all(asked["port"] == port["name"] for asked in paths.values())
+    assert all(probe["port"] == port["name"] for probe in paths.values())
     assert paths["livenessProbe"]["path"] == "/health/live"
     annotations = TEMPLATE["metadata"]["annotations"]
     assert annotations["prometheus.io/port"] == str(STATUS_PORT)

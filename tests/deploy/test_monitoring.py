@@ -36,16 +36,16 @@ DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text(encodin
 
 ADDED_BY_PROMETHEUS = {"job", "instance"}
 OPEN_LABELS = {"instance", "job", "queue", "worker", "version", "gpu", "model"}
-"""Labels with values that only a running system knows."""
+"""Labels whose values depend on the running system."""
 
 
 BROKERS_OWN = {"rabbitmq_queue_messages": {"job", "instance", "vhost", "queue"}}
-"""Metrics of RabbitMQ's own that alerts ask for, with their labels; test_management.py looks
-whether they are there."""
+"""RabbitMQ's own metrics that alerts use, with their labels; test_management.py checks
+that RabbitMQ exposes them."""
 
 
 class RabbitNames(MemoryQueue):
-    """The queue of a test, by the broker's own names."""
+    """Metrics of a queue, with the broker's names for them."""
 
     def depths(self) -> dict[str, int]:
         return {"model_training": 0, "model_training.retry": 0, "model_training.dead": 0}
@@ -99,7 +99,7 @@ QUERIES = {
 
 
 def parts(expression: Any) -> Iterator[Any]:
-    """An expression and all that it is made of."""
+    """An expression and all its subexpressions."""
     yield expression
     for name in ("lhs", "rhs", "expr", "args", "param", "vector_selector"):
         part = getattr(expression, name, None)
@@ -145,7 +145,7 @@ def test_every_query_uses_exposed_metrics(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "problem"),
     [
         ("style_trainer_job_total", "no metric style_trainer_job_total"),
         ('style_trainer_jobs_total{state="x"}', "style_trainer_jobs_total has no label state"),
@@ -158,8 +158,8 @@ def test_every_query_uses_exposed_metrics(name: str) -> None:
         ),
     ],
 )
-def test_the_query_check_finds_errors(query: str, said: str) -> None:
-    assert said in problems(query, exposed())
+def test_the_query_check_finds_errors(query: str, problem: str) -> None:
+    assert problem in problems(query, exposed())
 
 
 @pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel["title"])
@@ -182,13 +182,13 @@ def test_legends_use_labels_of_the_query_result(panel: dict[str, Any]) -> None:
 
 
 def test_every_metric_of_ours_is_on_the_dashboard_or_in_an_alert() -> None:
-    asked = " ".join(QUERIES.values())
+    used = " ".join(QUERIES.values())
     unseen = {
         re.sub(r"_(bucket|count|sum|created)$", "", name)
         for name in exposed()
         if name.startswith("style_trainer_")
     }
-    unseen = {name for name in unseen if name not in asked}
+    unseen = {name for name in unseen if name not in used}
     assert not unseen
 
 
@@ -287,7 +287,7 @@ def prometheus(tmp_path: Path) -> Iterator[str]:
             process.wait(timeout=20)
 
 
-def ask(url: str, query: str) -> list[Any]:
+def evaluate(url: str, query: str) -> list[Any]:
     address = f"{url}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
     with urllib.request.urlopen(address, timeout=10) as response:
         result: list[Any] = json.load(response)["data"]["result"]
@@ -297,7 +297,7 @@ def ask(url: str, query: str) -> list[Any]:
 def enough(url: str) -> bool:
     """Whether the worker has been scraped often enough for a rate."""
     try:
-        found = ask(url, "count_over_time(style_trainer_steps_total[1m])")
+        found = evaluate(url, "count_over_time(style_trainer_steps_total[1m])")
     except (urllib.error.URLError, ConnectionError):
         return False
     return bool(found) and float(found[0]["value"][1]) >= 3
@@ -305,7 +305,9 @@ def enough(url: str) -> bool:
 
 @pytest.mark.integration
 def test_prometheus_returns_data_for_every_panel(prometheus: str) -> None:
-    empty = [name for name, query in dashboard_queries().items() if not ask(prometheus, query)]
+    empty = [
+        name for name, query in dashboard_queries().items() if not evaluate(prometheus, query)
+    ]
     assert empty == []
     with urllib.request.urlopen(f"{prometheus}/api/v1/rules", timeout=10) as response:
         groups = json.load(response)["data"]["groups"]

@@ -32,7 +32,7 @@ FIELDS = {
     "volumeMountPath": str,
 }
 SPOT_SECONDS = 5
-"""From SIGTERM to SIGKILL on a spot pod."""
+"""Seconds between SIGTERM and SIGKILL on a spot pod."""
 
 
 def test_fields_are_those_of_the_runpod_api() -> None:

@@ -26,13 +26,13 @@ READS_BACK = {
 
 @dataclass(frozen=True)
 class Call:
-    """One call, on fixed memory."""
+    """One recorded call and the memory it uses."""
 
     function: Callable[..., Any]
     arguments: Sequence[Any]
     keywords: Mapping[str, Any]
     made: Sequence[torch.Tensor]
-    """Results that are not views of arguments."""
+    """Results that are not views of the arguments."""
 
     def again(self) -> None:
         """Repeat the call, and copy its results to where they were the first time."""
@@ -84,7 +84,7 @@ class Tape:
     def __init__(self, _device: torch.device | None = None) -> None:
         self.recorded = self.replayed = self.waited = 0
         self.threads: set[int] = set()
-        """Threads that used it."""
+        """Threads that used the recorder."""
 
     def warming_up(self) -> AbstractContextManager[None]:
         self.threads.add(get_ident())

@@ -49,7 +49,7 @@ class FakeDevice(TorchDispatchMode):
             return self._copy_into(*arguments, **keywords)
         counted = [tensor for tensor in given if tensor.ndim or not self.takes_single_numbers]
         devices = {tensor.device for tensor in counted}
-        assert len(devices) < 2, f"{function} is asked of tensors on {devices}"
+        assert len(devices) < 2, f"{function} was called with tensors on {devices}"
         if all(tensor.device != FAKE_DEVICE for tensor in given):
             return function(*arguments, **keywords)
         if function is aten._local_scalar_dense.default:

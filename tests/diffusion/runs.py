@@ -182,13 +182,13 @@ def lora_on(
     **parameters: Any,
 ) -> Iterator[PackedLora]:
     """In the with-block, the base carries LoRA layers with those parameters."""
-    asked = TrainingParameters(**{"epochs": 1, "resolution": 64, "rank": 4, **parameters})
+    requested = TrainingParameters(**{"epochs": 1, "resolution": 64, "rank": 4, **parameters})
     unet = unet or base.unet
-    text_encoder = base.text_encoder if asked.train_text_encoder else None
+    text_encoder = base.text_encoder if requested.train_text_encoder else None
     lora = PackedLora(
         unet,
         text_encoder,
-        asked,
+        requested,
         slots=slots,
         device=unet.device,
         dtype=unet.dtype,

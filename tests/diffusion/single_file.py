@@ -55,7 +55,7 @@ def write_single_file(base: BaseModel, path: Path) -> Path:
 
 
 def unet_key(name: str, layers: int) -> str:
-    """The name in the original layout of a UNet parameter, with ``layers`` per block."""
+    """A UNet parameter's name in the original layout, for ``layers`` layers per block."""
     for ours, theirs in _TOP_OF_UNET.items():
         if name.startswith(f"{ours}."):
             return name.replace(ours, theirs, 1)

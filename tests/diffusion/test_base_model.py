@@ -117,7 +117,7 @@ def test_code_in_a_folder_is_not_run(copy: Path) -> None:
 
 @pytest.mark.parametrize("file", [UNET, VAE, TEXT])
 @pytest.mark.parametrize(
-    ("damage", "complaint"),
+    ("damage", "message"),
     [
         (lambda path: path.rename(path.with_suffix(".bin")), "has only pickles in {part}/"),
         (Path.unlink, "has no .safetensors in {part}/"),
@@ -126,14 +126,14 @@ def test_code_in_a_folder_is_not_run(copy: Path) -> None:
     ],
 )
 def test_a_folder_with_a_damaged_part_is_refused(
-    copy: Path, file: Path, damage: Callable[[Path], object], complaint: str
+    copy: Path, file: Path, damage: Callable[[Path], object], message: str
 ) -> None:
     damage(copy / file)
-    assert complaint.format(part=file.parts[0]) in refusal(copy)
+    assert message.format(part=file.parts[0]) in refusal(copy)
 
 
 @pytest.mark.parametrize(
-    ("file", "values", "complaint"),
+    ("file", "values", "message"),
     [
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts 'sample'"),
         (
@@ -145,10 +145,10 @@ def test_a_folder_with_a_damaged_part_is_refused(
     ],
 )
 def test_another_model_is_refused(
-    copy: Path, file: str, values: dict[str, object], complaint: str
+    copy: Path, file: str, values: dict[str, object], message: str
 ) -> None:
     edit_json(copy / file, **values)
-    assert complaint in refusal(copy)
+    assert message in refusal(copy)
 
 
 @pytest.mark.parametrize("length", [None, 100_000])
@@ -189,7 +189,7 @@ def test_an_unreachable_hub_is_reported_within_seconds(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
     began = time.monotonic()
-    assert "the hub cannot be reached; check the name" in refusal("nobody/nothing")
+    assert "the hub cannot be reached; check the name" in refusal("no-such-owner/no-such-model")
     assert time.monotonic() - began < 10
 
 
@@ -200,7 +200,7 @@ def test_a_hub_that_cannot_be_resolved_is_reported_within_seconds(
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: over.wait(60))
     began = time.monotonic()
     with pytest.raises(BaseModelInvalid, match="the hub cannot be reached"):
-        check_name("nobody/nothing")
+        check_name("no-such-owner/no-such-model")
     assert time.monotonic() - began < 10
     over.set()
 
@@ -212,10 +212,10 @@ def test_a_hub_that_cannot_be_resolved_is_reported_within_seconds(
 def test_a_missing_path_is_not_looked_up_on_the_hub(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ask(_name: str) -> None:
-        raise AssertionError("asked")
+    def load_config(_name: str) -> None:
+        raise AssertionError("looked up on the hub")
 
-    monkeypatch.setattr("diffusers.StableDiffusionPipeline.load_config", ask)
+    monkeypatch.setattr("diffusers.StableDiffusionPipeline.load_config", load_config)
     assert refusal(name).endswith("a file or a hub name; check the path")
 
 

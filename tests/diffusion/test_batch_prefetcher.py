@@ -21,9 +21,9 @@ PARAMETERS = TrainingParameters(
     epochs=2, resolution=64, batch_size=2, random_flip=True, caption_dropout=0.5
 )
 EPOCH = 5
-"""Steps: of the five squares three, of the three wide ones two."""
+"""Steps per epoch: three of the five square images, two of the three wide ones."""
 NUMBERS = 2 * (2 * 4 * 8 * 8) + 2 * (4 * 6 * 10)
-"""Drawn for the first two steps: a pair of squares and a wide one."""
+"""Batches of the first two steps: two square images, then a wide one."""
 SLOT = torch.tensor([3])
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 
 TAGS = "red circle, blue star, ring, cross, paper"
 LONG = ", ".join(["a red circle"] * 24) + ", a blue star"
-"""Its last words are beyond the first 75 tokens."""
+"""A caption whose last words come after the first 75 tokens."""
 
 
 def worded(images: tuple[TrainingImage, ...], caption: str, **parameters: Any) -> TrainingPlan:
@@ -52,11 +52,11 @@ def test_a_run_on_variants_resumes_exactly_and_differs_from_one_without(
 ) -> None:
     options = {"shuffle_caption": True, "caption_tag_dropout_rate": 0.4, "validation_epochs": 0}
     plan = worded(images, TAGS, **options)
-    whole = run(trainer, plan)
+    uninterrupted = run(trainer, plan)
     part = run(trainer, plan, steps=2)
-    assert run(trainer, plan, resume=part.checkpoint).weights == whole.weights
+    assert run(trainer, plan, resume=part.checkpoint).weights == uninterrupted.weights
     plain = run(trainer, worded(images, TAGS))
-    assert plain.history[-1].loss != whole.history[-1].loss
+    assert plain.history[-1].loss != uninterrupted.history[-1].loss
 
 
 @pytest.mark.parametrize("train_text_encoder", [False, True])

@@ -98,7 +98,7 @@ def test_weights_of_another_number_or_precision_are_rejected(weights: torch.Tens
 
 
 def test_an_empty_optimizer_state_is_accepted_only_at_step_zero() -> None:
-    """None is done, or all overflowed in half precision and were skipped."""
+    """No step is done, or all steps overflowed in half precision and were skipped."""
     nothing = OptimizerState(numbers=STATE.optimizer.numbers)
     begun = replace(STATE, optimizer=nothing, loss_scale={})
     with pytest.raises(CheckpointRejected, match="damaged: the optimizer's state is missing"):

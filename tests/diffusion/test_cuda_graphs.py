@@ -86,7 +86,7 @@ class Refusing(Tape):
         self._error = error
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
-        """As torch does: what ends a failed capture raises another error."""
+        """Fail as torch does: ending the failed capture raises a second error."""
         self.recorded += 1
         try:
             raise self._error
@@ -152,7 +152,7 @@ def test_graphs_are_dropped_when_memory_runs_out(
     base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     class OfSteps(Tape):
-        """A recorded measurement would need no further memory."""
+        """Capture steps only: a captured measurement would need no more memory."""
 
         def record(self, function: Callable[[], None]) -> Callable[[], None]:
             if not torch.is_grad_enabled():
@@ -258,7 +258,7 @@ def test_a_float16_overflow_skips_the_step_and_lowers_the_scale(
 def test_a_step_that_fails_in_its_update_can_be_repeated(
     base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From a checkpoint in float32, as of another machine's GPU."""
+    """The run resumes from a float32 checkpoint, as one from another GPU."""
     plan = plan_of(images[:1], epochs=3)
     checkpoint = run(DiffusionTrainer(base, decode), plan, steps=1).checkpoint
     own = replace(base, unet=copy.deepcopy(base.unet))

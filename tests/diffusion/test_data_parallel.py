@@ -41,7 +41,7 @@ def assert_alike(found: Any, wanted: Any) -> None:
 def test_two_processes_train_what_one_does_and_resume_when_one_has_died(
     trainer: DiffusionTrainer, parallel: DiffusionTrainer, images: Images
 ) -> None:
-    """Of four squares and a larger image: batches of 3, 1 and 1, so that one rank has none."""
+    """Four square images and a larger one give batches of 3, 1 and 1: one rank may get none."""
     plan = plan_of(images, batch_size=3, validation_epochs=1, **EVERY_OPTION)
     with parallel.open(plan, None) as session:
         session.advance()

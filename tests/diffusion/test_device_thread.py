@@ -13,11 +13,11 @@ from adapters.diffusion.device_thread import DeviceThread
 from application.ports import TrainerBroken
 
 LONG = 30.0
-"""Seconds that no test waits."""
+"""Timeout in seconds; no test reaches it."""
 
 
 class Steps:
-    """The steps taken."""
+    """Records the steps that runs took."""
 
     def __init__(self) -> None:
         self.taken: list[list[str]] = []
@@ -102,7 +102,7 @@ def test_a_call_does_not_wait_for_a_step_waiting_for_other_runs() -> None:
 
 
 def test_consecutive_calls_let_a_step_through() -> None:
-    """As previews do, image by image, while another run trains."""
+    """Previews use the device image by image while another run trains."""
     steps, begun, stepping = Steps(), threading.Event(), threading.Event()
 
     def first() -> None:

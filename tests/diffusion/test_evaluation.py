@@ -98,9 +98,9 @@ def test_equal_weights_measure_equal_and_after_a_resume_too(
     trainer: DiffusionTrainer, images: Images
 ) -> None:
     plan = plan_of(images[:3], epochs=2, validation_epochs=1, validation_split=0.2)
-    whole = run(trainer, plan)
+    uninterrupted = run(trainer, plan)
     first = run(trainer, plan, steps=3)
-    assert run(trainer, plan, resume=first.checkpoint) == whole
+    assert run(trainer, plan, resume=first.checkpoint) == uninterrupted
     still = plan_of(images[:1], validation_epochs=1, learning_rate=1e-12)
     losses = [record.evaluation_loss for record in run(trainer, still).history]
     assert losses == pytest.approx([losses[0]] * 2, rel=1e-6)
@@ -148,7 +148,7 @@ def test_a_measurement_covers_the_whole_schedule(
 
 
 class OfMeasurements(Tape):
-    """A device that captures measurements only."""
+    """A recorder that captures measurements and fails on training steps."""
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
         if torch.is_grad_enabled():
@@ -222,15 +222,15 @@ def test_fewer_predictions_are_batched_where_memory_is_short(
 def test_overfitting_shows_in_the_held_out_loss_and_a_resume_is_exact(
     trainer: DiffusionTrainer, images: Images
 ) -> None:
-    """One image is trained on far too long; another is held out."""
+    """Overfit one image, with another one held out."""
     plan = plan_of(images[:2], epochs=40, validation_split=0.5, validation_epochs=40)
     with trainer.open(plan, None) as session:
         for _ in range(30):
             session.advance()
         checkpoint = session.checkpoint().data
-        whole = finish(session)
+        uninterrupted = finish(session)
         before, last = session.baseline, session.history[-1]
-    assert run(trainer, plan, resume=checkpoint) == whole
+    assert run(trainer, plan, resume=checkpoint) == uninterrupted
     assert before is not None
     assert (last.evaluation_loss or 0) < 0.8 * (before.evaluation_loss or 0)
     apart = [(r.validation_loss or 0) / (r.evaluation_loss or 1) for r in (before, last)]

@@ -35,7 +35,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def outcome(unet: UNet2DConditionModel) -> list[torch.Tensor]:
-    """A prediction, and the gradient of its square."""
+    """The prediction, and the gradient of the sum of its squares."""
     x = normal(2, 4, 8, 8).requires_grad_()
     states = normal(2, 77, unet.config.cross_attention_dim, seed=1)
     prediction = unet(x, torch.tensor([5, 400]), states).sample
@@ -94,7 +94,7 @@ def test_training_with_fused_passes_follows_eager_training(
 def test_styles_trained_together_with_fused_passes_follow_eager_training(
     base: BaseModel, trainer: DiffusionTrainer, images: Images
 ) -> None:
-    """Captured, too: each replay gathers the weights of the copy again."""
+    """This also holds for captured steps: each replay copies the weights again."""
     tape = Tape()
     shared = DiffusionTrainer(
         *(base, decode, "cpu"),

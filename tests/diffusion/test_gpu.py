@@ -62,7 +62,7 @@ def full_size() -> Iterator[BaseModel]:
 
 
 def recorded(session: Any) -> int | None:
-    """The graphs of the session's steps."""
+    """The captured graphs of the session's steps."""
     size: int | None = session.model.graphs.size
     return size
 
@@ -144,9 +144,11 @@ def test_every_precision_and_layout_follows_eager_float32(
 def test_a_resumed_run_ends_like_an_uninterrupted_one(images: Images) -> None:
     plan = plan_of(images, epochs=6, batch_size=2, learning_rate=2e-3)
     trainer = trainer_with(choose_backend(CUDA))
-    whole = run(trainer, plan)
+    uninterrupted = run(trainer, plan)
     first = run(trainer, plan, steps=7)
-    assert_alike(run(trainer, plan, resume=first.checkpoint).history, whole.history, within=0.05)
+    assert_alike(
+        run(trainer, plan, resume=first.checkpoint).history, uninterrupted.history, within=0.05
+    )
 
 
 @pytest.mark.parametrize("styles", [2, 4])
@@ -268,11 +270,11 @@ def test_a_gpu_with_less_memory_gets_smaller_batches(
 ) -> None:
     plan = plan_of(images[:4], resolution=512, rank=8, batch_size=4, epochs=5)
     trainer = trainer_with(choose_backend(CUDA), full_size)
-    whole = losses_of(trainer, plan)
+    full = losses_of(trainer, plan)
     with gpu_memory_limit(4.5):
         found = losses_of(trainer, plan)
     assert "out of memory, continuing with" in caplog.text
-    assert found == pytest.approx(whole, rel=0.05)
+    assert found == pytest.approx(full, rel=0.05)
 
 
 def losses_of(trainer: DiffusionTrainer, plan: Any) -> list[float]:

@@ -32,13 +32,13 @@ FLOAT16 = Backend(dtype=torch.float16)
 
 @pytest.fixture
 def own_base() -> BaseModel:
-    """To be moved and changed."""
+    """A copy of the base, which the tests move and change."""
     return load_base(str(SMALL_BASE))
 
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
-    """To be entered by the device's thread: such modes are per thread."""
+    """The modes, which the device thread enters because they apply per thread."""
     let_adamw_be_fused_there(monkeypatch)
     return FakeDevice()
 

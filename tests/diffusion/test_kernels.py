@@ -45,12 +45,12 @@ def assert_alike(kernel: Operation, plain: Operation, x: torch.Tensor, within: f
     wanted = plain(exact)
     gradient = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1))
     wanted.backward(gradient.double())
-    asked = x.detach().to(DEVICE).requires_grad_()
-    found = kernel(asked)
+    inputs = x.detach().to(DEVICE).requires_grad_()
+    found = kernel(inputs)
     found.backward(gradient.to(DEVICE, x.dtype))
-    assert asked.grad is not None
+    assert inputs.grad is not None
     torch.testing.assert_close(found.cpu().double(), wanted, rtol=within, atol=within)
-    torch.testing.assert_close(asked.grad.cpu().double(), exact.grad, rtol=within, atol=within)
+    torch.testing.assert_close(inputs.grad.cpu().double(), exact.grad, rtol=within, atol=within)
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

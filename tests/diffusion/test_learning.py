@@ -1,7 +1,7 @@
 """Training on a style makes other images of that style likelier.
 
-The artist has three subjects, each painted several times and never the same. So a caption tells
-much of its image, and a trainer that mixes captions up learns to expect the wrong one.
+The artist has three subjects, each painted several times and never the same. So a caption
+describes much of its image, and a trainer that mixes captions up learns to expect the wrong one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SUBJECTS = 3
 
 
 def paint_subjects(folder: Path, seed: int) -> tuple[TrainingImage, ...]:
-    """Four images of each subject; the seed decides all but what is in them."""
+    """Four images of each subject; the seed decides everything except the subject."""
     rng = np.random.default_rng(5)
     scenes = [compose_scene(rng) for _ in range(SUBJECTS)]
     rng = np.random.default_rng(seed)

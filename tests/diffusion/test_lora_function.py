@@ -28,7 +28,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def linears() -> list[torch.nn.Linear]:
-    """Frozen, the last one without a bias."""
+    """Frozen linear layers, the last one without a bias."""
     torch.manual_seed(1)
     layers = [torch.nn.Linear(INPUTS, outputs, dtype=torch.float64) for outputs in OUTPUTS[:2]]
     layers.append(torch.nn.Linear(INPUTS, OUTPUTS[2], bias=False, dtype=torch.float64))
@@ -59,7 +59,7 @@ def by_the_book(
 
 
 def gradients(outputs: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """For a loss in which every number counts differently."""
+    """Gradients of a loss in which every output value has its own random weight."""
     loss = sum((y * normal(*y.shape, seed=5).to(y)).sum() for y in outputs)
     assert isinstance(loss, torch.Tensor)
     return list(torch.autograd.grad(loss, of))

@@ -26,7 +26,7 @@ CONVOLUTIONS = {"proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "time_
 
 
 def trained(lora: PackedLora, slot: int = 0, seed: int = 1) -> StyleLora:
-    """A partly trained style."""
+    """A partly trained LoRA."""
     style = lora.new_style(slot, seed)
     noise = torch.randn(style.weights.shape, generator=torch.Generator().manual_seed(seed))
     style.weights.data += 0.05 * noise
@@ -39,7 +39,7 @@ def shown(base: BaseModel, lora: PackedLora, slot: int = 0) -> torch.Tensor:
 
 
 def in_training(base: BaseModel, lora: PackedLora, slot: int = 0) -> torch.Tensor:
-    """A forward and backward pass; the gradient is in the packed one."""
+    """Run a forward and a backward pass; the packed LoRA holds the gradient."""
     with lora.training(lora.slot(slot)):
         found = predict(base.unet, gradient=True)
         found.square().mean().backward()
@@ -91,11 +91,11 @@ def test_values_and_gradients_match_peft(
     wanted.square().mean().backward()
     for one in found:
         torch.testing.assert_close(one, wanted.detach(), rtol=1e-3, atol=1e-4)
-    start, whole = style.weights.data_ptr(), lora.gradient[0]
+    start, packed_gradient = style.weights.data_ptr(), lora.gradient[0]
     largest = max(float(theirs.grad.abs().max()) for theirs, _ in pairs)
     for theirs, ours in pairs:
         at = (ours.data_ptr() - start) // 4
-        mine = whole[at : at + ours.numel()].view(theirs.shape)
+        mine = packed_gradient[at : at + ours.numel()].view(theirs.shape)
         torch.testing.assert_close(mine, theirs.grad, rtol=0, atol=1e-3 * largest)
 
 

@@ -15,7 +15,7 @@ GIB = 2**30
 
 
 class Attention(torch.autograd.Function):
-    """Keeps what fused attention keeps; the stand-in's own would hold whole attention maps."""
+    """Saves the same tensors as fused attention; the fallback would save attention maps."""
 
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any) -> torch.Tensor:
@@ -25,14 +25,14 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Any) -> Any:
-        raise AssertionError("what is kept for the way back is counted, the way not gone")
+        raise AssertionError("the test counts the saved tensors and runs no backward pass")
 
 
 @pytest.mark.parametrize(("batch", "most"), [(1, 2.6), (4, 5.2)])
 def test_weights_and_activations_of_a_full_size_step_fit_small_gpus(
     monkeypatch: pytest.MonkeyPatch, batch: int, most: float
 ) -> None:
-    """In bfloat16 at 512 px and rank 8: batch 1 on a 4 GB GPU, batch 4 on an 8 GB GPU."""
+    """In bfloat16, at 512 px and rank 8: batch 1 fits a 4 GB GPU, batch 4 an 8 GB GPU."""
     monkeypatch.setattr(
         torch.nn.functional,
         "scaled_dot_product_attention",

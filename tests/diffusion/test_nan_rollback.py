@@ -23,7 +23,7 @@ Poison = Callable[[int], None]
 
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
-    """Multiplies the loss of the next backward passes, so many of them, by infinity."""
+    """``poison(passes)`` multiplies the loss of the next passes by infinity."""
     backward = torch.autograd.backward
     left = [0]
 
@@ -93,8 +93,8 @@ def test_rollbacks_are_counted_in_the_checkpoint(
         session.advance()
         session.advance()
         taken = session.checkpoint()
-        whole = finish(session)
-    assert run(trainer, plan, resume=taken.data) == whole
+        uninterrupted = finish(session)
+    assert run(trainer, plan, resume=taken.data) == uninterrupted
     with trainer.open(plan, taken.data) as session:
         poison(100)
         # One failure is spent; each of the two that are left leads back by the one step.
@@ -107,7 +107,7 @@ def test_rollbacks_are_counted_in_the_checkpoint(
 def test_a_checkpoint_never_contains_nan(
     trainer: DiffusionTrainer, images: Images, poison: Poison
 ) -> None:
-    """It has the last finite state, and a run resumed from it ends the same."""
+    """The checkpoint holds the last finite state, and a run resumed from it ends the same."""
     plan = plan_of(images[:3], epochs=2)
     with trainer.open(plan, None) as session:
         for _ in range(6):  # the last three of them in vain
@@ -116,10 +116,10 @@ def test_a_checkpoint_never_contains_nan(
         session.advance()
         taken = session.checkpoint()
         assert (taken.epoch, taken.step) == (1, 3)
-        whole = finish(session)
+        uninterrupted = finish(session)
     with trainer.open(plan, taken.data) as session:
         poison(1)
-        assert finish(session) == whole
+        assert finish(session) == uninterrupted
 
 
 @pytest.mark.parametrize(

@@ -48,15 +48,15 @@ def test_out_of_memory_leads_to_smaller_batches_with_the_same_gradient(
     plan = plan_of(images[:4], batch_size=4, epochs=2, alpha=8.0)
     with trainer.open(plan, None) as session:
         session.advance()
-        whole, record = gradient_of(session), session.history[0]
+        full, record = gradient_of(session), session.history[0]
     passes = limit_memory(monkeypatch, base.unet, 2)
     with trainer.open(plan, None) as session:
         session.advance()
-        assert_same_gradient(gradient_of(session), whole)
+        assert_same_gradient(gradient_of(session), full)
         assert session.history[0].loss == pytest.approx(record.loss, rel=1e-5)
         assert session.history[0].gradient_norm == pytest.approx(record.gradient_norm, rel=1e-4)
         session.advance()
-    # It is found out once; the second step goes by two at once.
+    # Found out in the first step; the second step starts with batches of two.
     assert passes == [2, 2, 2, 2]
     assert caplog.text.count("out of memory, continuing with 2 images at a time") == 1
 
@@ -67,11 +67,11 @@ def test_then_gradient_checkpointing_gives_the_same_gradient(
     plan = plan_of(images[:2], batch_size=2, epochs=1)
     with trainer.open(plan, None) as session:
         session.advance()
-        whole = gradient_of(session)
+        full = gradient_of(session)
     limit_memory(monkeypatch, base.unet, 0, unless_recomputing=True)
     with trainer.open(plan, None) as session:
         session.advance()
-        assert_same_gradient(gradient_of(session), whole)
+        assert_same_gradient(gradient_of(session), full)
         assert base.unet.is_gradient_checkpointing
     assert not base.unet.is_gradient_checkpointing
 
@@ -92,10 +92,10 @@ def test_a_resumed_run_keeps_its_memory_plan_and_gives_the_same_bytes(
 ) -> None:
     plan = plan_of(images[:4], batch_size=4, epochs=3)
     limit_memory(monkeypatch, base.unet, 1)
-    whole = run(trainer, plan)
+    uninterrupted = run(trainer, plan)
     first = run(trainer, plan, steps=1)
     passes = limit_memory(monkeypatch, base.unet, 4)
-    assert run(trainer, plan, resume=first.checkpoint) == whole
+    assert run(trainer, plan, resume=first.checkpoint) == uninterrupted
     assert set(passes) == {1}
 
 
@@ -118,9 +118,9 @@ def test_images_are_encoded_one_by_one_where_memory_is_short(
     assert run(trainer, plan).history[0].loss == pytest.approx(together.history[0].loss, rel=1e-4)
 
 
-def halves(whole: str) -> list[str]:
-    middle = len(whole) // 2
-    return [half for half in (whole[:middle], whole[middle:]) if half]
+def halves(text: str) -> list[str]:
+    middle = len(text) // 2
+    return [half for half in (text[:middle], text[middle:]) if half]
 
 
 @pytest.mark.parametrize(

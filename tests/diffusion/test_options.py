@@ -54,7 +54,7 @@ OPTIONS = [
 
 @pytest.fixture(scope="module")
 def without_options(base: BaseModel, images: tuple[TrainingImage, ...]) -> torch.Tensor:
-    """What the UNet predicts after three steps of a plain run."""
+    """The UNet's prediction after three steps of a run without options."""
     with DiffusionTrainer(base, decode).open(plan_of(images[:2]), None) as session:
         for _ in range(3):
             session.advance()
@@ -79,13 +79,13 @@ def test_an_option_reaches_the_training_and_a_resumed_run_is_exact(
         assert torch.isfinite(found).all()
         assert not torch.equal(found, without_options)
         session.advance()
-        whole = session.weights(), session.checkpoint().data
+        uninterrupted = session.weights(), session.checkpoint().data
     checkpoint = None
     for steps in (1, 2, 1):
         torch.manual_seed(steps)
         outcome = run(trainer, plan, resume=checkpoint, steps=steps)
         checkpoint = outcome.checkpoint
-    assert (outcome.weights, outcome.checkpoint) == whole
+    assert (outcome.weights, outcome.checkpoint) == uninterrupted
 
 
 @pytest.mark.parametrize(
@@ -121,9 +121,9 @@ OPTIMIZERS = [
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("interrupted", [0, 1, 7])
 def test_an_optimizer_resumes_from_its_state_bit_for_bit(name: str, interrupted: int) -> None:
-    """5,000 weights: below 4,096 bitsandbytes keeps its moments in 32 bits."""
-    asked = RequestedParameters({"optimizer": name, "weight_decay": 0.1})
-    parameters = asked.resolve(image_count=1, native_resolution=64)
+    """There are 5,000 weights, because bitsandbytes uses 8 bits from 4,096 on."""
+    requested = RequestedParameters({"optimizer": name, "weight_decay": 0.1})
+    parameters = requested.resolve(image_count=1, native_resolution=64)
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(5_000, generator=generator)
     gradients = torch.randn(12, 5_000, generator=generator)
@@ -134,8 +134,8 @@ def test_an_optimizer_resumes_from_its_state_bit_for_bit(name: str, interrupted:
             optimizer.param_groups[0]["lr"] = parameters.learning_rate * (12 - step) / 12
             optimizer.step()
 
-    whole = torch.nn.Parameter(start.clone())
-    go(whole, build_optimizer(whole, parameters), range(12))
+    uninterrupted = torch.nn.Parameter(start.clone())
+    go(uninterrupted, build_optimizer(uninterrupted, parameters), range(12))
     first = torch.nn.Parameter(start.clone())
     optimizer = build_optimizer(first, parameters)
     go(first, optimizer, range(interrupted))
@@ -143,14 +143,14 @@ def test_an_optimizer_resumes_from_its_state_bit_for_bit(name: str, interrupted:
     resumed = build_optimizer(second, parameters)
     restore_state(resumed, copy_state(optimizer))
     go(second, resumed, range(interrupted, 12))
-    assert not torch.equal(whole, start)
-    assert torch.equal(second, whole)
+    assert not torch.equal(uninterrupted, start)
+    assert torch.equal(second, uninterrupted)
 
 
 @pytest.mark.parametrize("weights", [5, 400])
 def test_a_state_of_other_weights_is_refused(weights: int) -> None:
-    """What only another version knows is taken where it fits the weights or is 8-bit values'
-    table of 256."""
+    """A tensor of another library version is restored if it has as many values as the weights,
+    or as the 256-entry table of 8-bit optimizers."""
     parameter = torch.nn.Parameter(torch.zeros(weights))
     optimizer = build_optimizer(parameter, TrainingParameters(epochs=1, resolution=64))
     own = copy_state(optimizer)

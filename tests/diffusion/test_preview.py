@@ -32,7 +32,7 @@ SUBJECTS = ("a portrait of a woman", "a street in a town")
 
 
 @pytest.mark.parametrize(
-    ("asked", "captions", "prompts"),
+    ("requested", "captions", "prompts"),
     [
         (("a fox",), ["a", "b"], ("a fox",)),
         (("a fox",), ["ink"] * 3, ("a fox",)),
@@ -42,9 +42,9 @@ SUBJECTS = ("a portrait of a woman", "a street in a town")
     ],
 )
 def test_prompts_are_those_requested_or_captions_and_other_subjects(
-    asked: tuple[str, ...], captions: list[str], prompts: tuple[str, ...]
+    requested: tuple[str, ...], captions: list[str], prompts: tuple[str, ...]
 ) -> None:
-    assert preview_prompts(parameters(sample_prompts=asked), captions) == prompts
+    assert preview_prompts(parameters(sample_prompts=requested), captions) == prompts
 
 
 def test_previews_are_not_larger_than_the_base_models_resolution(base: BaseModel) -> None:
@@ -92,8 +92,8 @@ def test_a_stop_ends_the_drawing_after_the_current_step(
 
 @pytest.fixture
 def three(base: BaseModel) -> PreviewRequest:
-    asked = parameters(sample_prompts=("a red circle", "a fox", "blue waves"), seed=5)
-    return request_previews(base, asked, [], torch.device("cpu"), steps=5)
+    requested = parameters(sample_prompts=("a red circle", "a fox", "blue waves"), seed=5)
+    return request_previews(base, requested, [], torch.device("cpu"), steps=5)
 
 
 @torch.no_grad()
@@ -122,5 +122,5 @@ def test_where_memory_is_short_prompts_are_drawn_one_by_one(
 
     monkeypatch.setattr(base.unet, "forward", limited)
     assert len(latents_of(pipeline, three)) == 3
-    # Each prompt with the empty one, which guidance leads away from.
+    # Classifier-free guidance: each prompt is paired with the empty one.
     assert passes == [2] * 3 * 5

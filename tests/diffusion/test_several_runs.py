@@ -48,7 +48,7 @@ def shared(base: BaseModel) -> DiffusionTrainer:
 
 @pytest.fixture(scope="module")
 def plans(images: Images) -> list[TrainingPlan]:
-    """Other images, lengths, rates, seeds and options, and a bucket that only one has."""
+    """Three plans with different images, lengths, rates, seeds, options and buckets."""
     return [
         plan_of(images[:2], epochs=3, seed=1),
         plan_of(images[3:], epochs=1, seed=2, learning_rate=3e-3, **EVERY_OPTION),
@@ -62,7 +62,7 @@ def joint_outcomes(base: BaseModel, plans: list[TrainingPlan]) -> list[Outcome]:
 
 
 def in_threads(sessions: Sequence[Any], action: Callable[[Any], Any]) -> list[Any]:
-    """What ``action`` gives for each session, each in a thread of its own."""
+    """Run ``action`` on each session, each in its own thread. Returns the results."""
     with ThreadPoolExecutor(len(sessions)) as pool:
         return list(pool.map(action, sessions))
 
@@ -116,11 +116,11 @@ def test_checkpoints_move_between_batched_and_single_runs(
 
     with ExitStack() as stack:
         taken = in_threads(sessions_of(stack, shared, plans[:2]), first_step)
-    whole = run(trainer, plans[0])
-    assert_alike(run(trainer, plans[0], resume=taken[0].data), whole)
+    uninterrupted = run(trainer, plans[0])
+    assert_alike(run(trainer, plans[0], resume=taken[0].data), uninterrupted)
     first = run(trainer, plans[0], steps=4)
     found = together(shared, plans[:2], [first.checkpoint, taken[1].data])
-    assert_alike(found[0], whole)
+    assert_alike(found[0], uninterrupted)
     assert_alike(found[1], run(trainer, plans[1]))
 
 

@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 def test_closeness_ranks_sets_by_style_strength_whatever_their_content(
     base: BaseModel,
 ) -> None:
-    """As in a run, each set is compared with the base's pictures of the same prompts."""
+    """Compare each set with the base's images of the same prompts, as a run does."""
     artist, _ = encode_previews(base, drawings(1.0, 12, seed=1), CPU)
     strengths = np.random.default_rng(3).uniform(0, 1, 15)
     found = []

@@ -44,7 +44,7 @@ def image(number: int) -> bytes:
 
 
 def outcome(**options: Any) -> TrainingJob:
-    """The job of a short run with these options."""
+    """Run a job with these options. Returns its record."""
     world = World()
     for n in range(IMAGES):
         world.blobs.put(Location("media", f"7/{n:02d}.jpg"), image(n))

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.integration
 CPU = torch.device("cpu")
 SHORT = "a red circle"
 LONG = ", ".join(["a red circle", "a blue star"] * 20)
-"""More than 75 tokens, fewer than 225."""
+"""A caption of more than 75 and fewer than 225 tokens."""
 
 
 def test_tokens_are_those_of_the_tokenizer_by_default(base: BaseModel) -> None:

@@ -39,7 +39,7 @@ def states(base: BaseModel) -> torch.Tensor:
 def styles(
     base: BaseModel, images: Images, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Path, torch.Tensor]]:
-    """The files of two short runs, and what their text encoders say."""
+    """The files of two short runs, and the outputs of their text encoders."""
     found = {}
     for name, option in (("plain", {"alpha": 6.0}), ("dora", {"use_dora": True})):
         plan = plan_of(images[:2], train_text_encoder=True, lora_targets="attention+ff", **option)
@@ -161,7 +161,7 @@ def test_the_text_encoder_has_its_own_learning_rate(
     trainer: DiffusionTrainer, images: Images
 ) -> None:
     def moved(**parameters: Any) -> tuple[float, float]:
-        """How far the UNet's and the text encoder's adapters come in the first step."""
+        """Distance that the UNet's and the text encoder's LoRA move in the first step."""
         plan = plan_of(images[:1], train_text_encoder=True, lr_warmup_steps=0, **parameters)
         with trainer.open(plan, None) as session:
             assert isinstance(session, DiffusionSession)

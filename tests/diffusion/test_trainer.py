@@ -32,7 +32,7 @@ def uninterrupted(base: BaseModel, images: Images) -> Outcome:
 
 @pytest.fixture(scope="module")
 def without_options(base: BaseModel, images: Images) -> torch.Tensor:
-    """The weights after two steps of a plain run."""
+    """The weights after two steps of a run with default options."""
     with DiffusionTrainer(base, decode).open(plan_of(images[:3]), None) as session:
         for _ in range(2):
             session.advance()

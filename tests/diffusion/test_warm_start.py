@@ -59,13 +59,14 @@ def test_a_warm_start_trains_resumes_exactly_and_records_its_source(
     trainer: DiffusionTrainer, images: Images, first: bytes
 ) -> None:
     plan = plan_from(images, initial_from_bytes(first))
-    whole = run(trainer, plan)
+    uninterrupted = run(trainer, plan)
     part = run(trainer, plan, steps=2)
-    assert run(trainer, plan, resume=part.checkpoint).weights == whole.weights
+    assert run(trainer, plan, resume=part.checkpoint).weights == uninterrupted.weights
     assert any(
-        delta.ne(deltas(first)[path]).any() for path, delta in deltas(whole.weights).items()
+        delta.ne(deltas(first)[path]).any()
+        for path, delta in deltas(uninterrupted.weights).items()
     )
-    _, metadata = decode_lora(whole.weights)
+    _, metadata = decode_lora(uninterrupted.weights)
     assert metadata["ss_network_weights"] == "first.safetensors"
     assert len(metadata["ss_network_weights_hash"]) == 64
 
@@ -88,7 +89,7 @@ def test_dim_from_weights_takes_rank_and_alpha(images: Images, first: bytes) -> 
 
 
 @pytest.mark.parametrize(
-    ("parameters", "complaint"),
+    ("parameters", "message"),
     [
         ({"rank": 8}, "rank 4 and this run 8: set rank to 4, or dim_from_weights"),
         ({"use_dora": True}, "set use_dora as in"),
@@ -99,10 +100,10 @@ def test_another_rank_or_kind_is_named(
     images: Images,
     first: bytes,
     parameters: dict[str, Any],
-    complaint: str,
+    message: str,
 ) -> None:
     plan = plan_from(images, initial_from_bytes(first), **parameters)
-    with pytest.raises(InvalidLoraFile, match=complaint), trainer.open(plan, None):
+    with pytest.raises(InvalidLoraFile, match=message), trainer.open(plan, None):
         pass
     run(trainer, plan_of(images[:1], epochs=1))  # the trainer is as good as before
 

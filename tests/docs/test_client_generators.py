@@ -13,7 +13,7 @@ CALLS = ("progress", "complete", "failed")
 
 
 def generate(program: str, *arguments: str, folder: Path) -> str:
-    """Run a generator; what it prints."""
+    """Run a generator. Returns its output."""
     found = shutil.which(program)
     if found is None:
         pytest.skip(f"{program} is not installed; docs/develop.md says how")
@@ -23,14 +23,14 @@ def generate(program: str, *arguments: str, folder: Path) -> str:
 
 
 def test_openapi_python_client_makes_every_call(tmp_path: Path) -> None:
-    said = generate(
+    printed = generate(
         *("openapi-python-client", "generate", "--path", str(DOCUMENT)),
         *("--output-path", "client", "--meta", "none"),
         folder=tmp_path,
     )
-    assert "will not be generated" not in said
+    assert "will not be generated" not in printed
     for call in CALLS:
-        assert (tmp_path / "client" / "api" / "default" / f"{call}.py").is_file(), said
+        assert (tmp_path / "client" / "api" / "default" / f"{call}.py").is_file(), printed
 
 
 def test_openapi_typescript_makes_every_call(tmp_path: Path) -> None:

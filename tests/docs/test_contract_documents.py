@@ -118,13 +118,13 @@ def test_the_example_task_is_accepted_by_the_schema_and_by_the_code() -> None:
      "a\\b", "a\nb", "a\x7f"],
 )  # fmt: skip
 def test_the_schema_and_the_code_accept_the_same_keys(key: str) -> None:
-    message, said = _task(), True
+    message, accepted = _task(), True
     message["data"]["images"] = [f"s3://bucket/{key}"]
     try:
         TaskReader("stylelicense.com")(json.dumps(message).encode())
     except InvalidTask:
-        said = False
-    assert _schema(ASYNCAPI, "TaskMessage").is_valid(message) == said
+        accepted = False
+    assert _schema(ASYNCAPI, "TaskMessage").is_valid(message) == accepted
 
 
 @pytest.mark.parametrize(("name", "call"), list(_calls()), ids=[name for name, _ in _calls()])
@@ -141,9 +141,9 @@ def test_the_example_webhooks_are_accepted_by_the_schema_and_by_the_code(
 def test_only_a_rejected_completion_call_is_documented_as_dead_lettered(
     name: str, call: dict[str, Any]
 ) -> None:
-    said = [response["description"] for response in call["responses"].values()]
-    refused = sum("dead letters" in text for text in said)
-    dropped = sum("call is dropped" in text for text in said)
+    responses = [response["description"] for response in call["responses"].values()]
+    refused = sum("dead letters" in text for text in responses)
+    dropped = sum("call is dropped" in text for text in responses)
     assert (refused, dropped) == ((0, 8) if name == "progress" else (5, 0))
 
 
@@ -153,7 +153,7 @@ def test_the_example_images_are_in_a_bucket_that_the_default_settings_allow() ->
 
 
 def test_headers_of_waiting_and_dead_messages_are_as_described() -> None:
-    waiting = message_properties.delayed(message_properties.new_task(), "the store is away")
+    waiting = message_properties.delayed(message_properties.new_task(), "the store is unavailable")
     since = datetime(2026, 1, 1, tzinfo=UTC)
     dead = message_properties.dead_letter(
         message_properties.new_task(), "no task", {"field": "data"}, "worker-1", since
@@ -304,6 +304,6 @@ def test_the_guides_example_is_a_task_except_for_its_number_of_images() -> None:
 
 
 def test_every_parameter_of_a_webhook_has_a_type() -> None:
-    """Some generators of clients leave out a call whose header is a ``const`` without a type."""
+    """Some client generators skip a call whose header is a ``const`` without a type."""
     for name, parameter in OPENAPI["components"]["parameters"].items():
         assert parameter["schema"].get("type") == "string", name

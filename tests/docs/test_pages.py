@@ -1,4 +1,4 @@
-"""Everything that the guides refer to exists: pages, headings, files, commands, settings."""
+"""Pages, headings, files, commands and settings that the guides refer to exist."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from tests.services.settings import make_settings
 
 
 def connections(jobs_together: str) -> int:
-    """To the store, that a worker keeps."""
+    """Maximum number of store connections of a worker."""
     settings = make_settings(
         s3_endpoint_url="http://127.0.0.1:9",
         aws_access_key_id="id",
@@ -117,7 +117,7 @@ def test_the_task_source_is_logged_without_credentials(named: dict[str, Any], pl
 
 
 def test_pending_uploads_are_awaited_under_a_deadline() -> None:
-    """Not at interpreter exit, when the shutdown timeout is no longer watched."""
+    """At interpreter exit, the shutdown timeout would no longer be enforced."""
     with open_container(make_settings()) as container:
         upload = container.uploads().submit(time.sleep, 0.2)
     assert upload.done()

@@ -35,14 +35,14 @@ COMMANDS = {"train": train.main, "worker": worker.main, "submit": submit.main}
 
 
 def ended(name: str, *arguments: str) -> object:
-    """The exit code of a command that argparse ends."""
+    """The exit code of a command line that argparse rejects."""
     with pytest.raises(SystemExit) as end:
         COMMANDS[name](list(arguments))
     return end.value.code
 
 
 def run_with(error: BaseException | None, *argv: str) -> int:
-    """A command that meets the error."""
+    """A command that raises the error."""
     parser = CommandParser("x")
 
     def carry_out(_arguments: argparse.Namespace) -> int:
@@ -54,7 +54,7 @@ def run_with(error: BaseException | None, *argv: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "message"),
     [
         (UserError("x: no such folder"), 2, "error: x: no such folder"),
         (InvalidParameter("epochs", 0, "give 1 or more"), 2, "error: --epochs 0: give 1 or more"),
@@ -74,13 +74,13 @@ def run_with(error: BaseException | None, *argv: str) -> int:
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(
-    error: BaseException | None, code: int, said: str, capsys: pytest.CaptureFixture[str]
+    error: BaseException | None, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_with(error) == code
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert said in printed.err
-    assert len(printed.err.splitlines()) == bool(said)
+    assert message in printed.err
+    assert len(printed.err.splitlines()) == bool(message)
 
 
 @pytest.mark.parametrize(("error", "code"), [(RuntimeError("boom"), 1), (UserError("boom"), 2)])
@@ -163,9 +163,9 @@ def test_options_accept_the_spelling_of_other_trainers() -> None:
         found.extend([arguments.learning_rate, arguments.trigger_word, *arguments.rest])
         return 0
 
-    given = ["--learning_rate", "a_1", "--trigger_word=b_2", "--c_3 is said", "--", "--d_4"]
+    given = ["--learning_rate", "a_1", "--trigger_word=b_2", "--c_3 in a sentence", "--", "--d_4"]
     assert run_command(parser, carry_out, given) == 0
-    assert found == ["a_1", "b_2", "--c_3 is said", "--d_4"]
+    assert found == ["a_1", "b_2", "--c_3 in a sentence", "--d_4"]
 
 
 def test_elsewhere_than_on_linux_one_line_says_so() -> None:
@@ -212,8 +212,8 @@ def test_an_empty_path_is_not_the_current_directory(
     name: str, arguments: list[str], option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ended(name, *arguments) == 2
-    said = f"argument {option}: it is empty; give a path, or . for this folder\n"
-    assert capsys.readouterr().err.endswith(said)
+    message = f"argument {option}: it is empty; give a path, or . for this folder\n"
+    assert capsys.readouterr().err.endswith(message)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -237,12 +237,12 @@ def test_bash_completes_an_option(capsys: pytest.CaptureFixture[str]) -> None:
     ended("train", "--print-completion", "bash")
     script = capsys.readouterr().out
     assert "___out_COMPGEN=_shtab_compgen_files" in script
-    ask = (
+    complete = (
         'COMP_WORDS=(style-train --ep); COMP_CWORD=1; COMP_LINE="style-train --ep"; '
         'function_name=$(complete -p style-train | sed "s/.*-F \\([^ ]*\\).*/\\1/"); '
         '$function_name style-train --ep style-train; echo "${COMPREPLY[@]}"'
     )
-    done = subprocess.run([bash, "-c", f"{script}\n{ask}"], capture_output=True, text=True)
+    done = subprocess.run([bash, "-c", f"{script}\n{complete}"], capture_output=True, text=True)
     assert done.stdout.strip() == "--epochs", done.stderr
 
 

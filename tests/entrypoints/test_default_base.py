@@ -24,16 +24,16 @@ from tests.services.settings import make_settings
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A fake hub: its cache, and its error."""
-    there = SimpleNamespace(cached=None, fault=None, timeout_seconds=None)
+    fake = SimpleNamespace(cached=None, fault=None, timeout_seconds=None)
 
-    def ask(_name: str, *, timeout: float) -> None:
-        there.timeout_seconds = timeout
-        if there.fault is not None:
-            raise there.fault
+    def model_info(_name: str, *, timeout: float) -> None:
+        fake.timeout_seconds = timeout
+        if fake.fault is not None:
+            raise fake.fault
 
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: there.cached)
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: SimpleNamespace(model_info=ask))
-    return there
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: fake.cached)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: SimpleNamespace(model_info=model_info))
+    return fake
 
 
 def test_without_a_gpu_the_small_base_is_used_without_a_download(hub: SimpleNamespace) -> None:
@@ -46,8 +46,8 @@ def test_on_a_gpu_stable_diffusion_is_used_where_available(
     hub: SimpleNamespace, device: str
 ) -> None:
     assert default_base(device)[0] == STABLE_DIFFUSION
-    assert 0 < hub.timeout_seconds <= 10, "a hub that is cut off holds nobody up"
-    hub.fault = OSError("no way there")
+    assert 0 < hub.timeout_seconds <= 10, "an unreachable hub delays the start only briefly"
+    hub.fault = OSError("unreachable")
     assert default_base(device) == (str(SMALL_BASE), "no model hub can be reached")
     hub.cached = "/cache/model_index.json"
     assert default_base(device)[0] == STABLE_DIFFUSION

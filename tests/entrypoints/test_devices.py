@@ -14,8 +14,8 @@ from entrypoints.devices import choose_slots
 from tests.services.settings import make_settings
 
 
-def unasked() -> int:
-    raise AssertionError("nobody needs to know")
+def must_not_be_called() -> int:
+    raise AssertionError("called")
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_an_invalid_device_is_refused_with_a_remedy(text: str) -> None:
     with pytest.raises(ValueError, match="give cpu, cuda, or GPUs by their numbers"):
         parse_devices(text)
     with pytest.raises(ValueError, match="give cpu, cuda, or GPUs by their numbers"):
-        devices_present(text, unasked)
+        devices_present(text, must_not_be_called)
 
 
 def test_each_gpu_is_named_once() -> None:
@@ -63,7 +63,7 @@ def test_each_gpu_is_named_once() -> None:
 def test_the_default_device_is_the_gpu_where_there_is_one() -> None:
     assert devices_present(None, lambda: 2) == ("cuda",)
     assert devices_present(None, lambda: 0) == ("cpu",)
-    assert devices_present("cpu", unasked) == ("cpu",)
+    assert devices_present("cpu", must_not_be_called) == ("cpu",)
 
 
 @pytest.mark.parametrize(
@@ -91,23 +91,23 @@ def test_gpus_whose_driver_torch_cannot_use_do_not_count(
     assert gpus_of_torch() == count
 
 
-def nobody() -> Sequence[str]:
-    raise AssertionError("nobody needs to know")
+def no_devices_needed() -> Sequence[str]:
+    raise AssertionError("called")
 
 
 def test_concurrent_jobs_are_as_configured_or_as_many_as_fit_the_first_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[torch.device] = []
+    queried: list[torch.device] = []
     memory = 80 * 1024**3
 
     def properties(device: torch.device) -> SimpleNamespace:
-        asked.append(device)
+        queried.append(device)
         return SimpleNamespace(total_memory=memory)
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
-    assert choose_slots(make_settings(jobs_together="3"), nobody) == 3
+    assert choose_slots(make_settings(jobs_together="3"), no_devices_needed) == 3
     auto = make_settings(jobs_together="auto")
     assert choose_slots(auto, lambda: ("cpu",)) == 1
     assert choose_slots(auto, lambda: ("cuda:1", "cuda:0")) == max_jobs_for_memory(memory) > 1
-    assert asked == [torch.device("cuda:1")]
+    assert queried == [torch.device("cuda:1")]

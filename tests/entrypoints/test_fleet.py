@@ -105,7 +105,7 @@ def test_a_signal_during_startup_reaches_every_worker(
 
     command = [sys.executable, "-c", LINGERING]
     assert Fleet(("0", "1", "2"), command, second_brings_the_signal).run() == 0
-    assert started == ["0", "1"], "whoever is asked to stop starts nobody"
+    assert started == ["0", "1"], "no worker starts after the signal"
 
 
 def test_a_worker_that_exits_abnormally_is_a_failure(tmp_path: Path) -> None:
@@ -128,10 +128,10 @@ def test_a_defect_leaves_no_worker_behind(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no such GPU"):
         Fleet(("0", "1"), command, unknown_to_the_driver).run()
     pid = (tmp_path / "0").read_text()
-    eventually(lambda: gone(pid))
+    eventually(lambda: has_ended(pid))
 
 
-def gone(pid: str) -> bool:
+def has_ended(pid: str) -> bool:
     state = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True)
     return state.returncode == 1 or state.stdout.startswith("Z")
 

@@ -73,7 +73,7 @@ Run = Callable[..., tuple[int, dict[str, Any], str]]
 def run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
-    """The command: its exit code, its outcome, and what it says beside that."""
+    """The command: its exit code, its outcome, and its log."""
     monkeypatch.chdir(tmp_path)
     draw_style_set(tmp_path / "images", count=1, seed=3)
 
@@ -87,13 +87,13 @@ def run(
 
 def test_a_failed_run_is_reported_with_its_reason_and_restarted(trainer: Faulty, run: Run) -> None:
     trainer.faults = [DIVERGED]
-    code, outcome, said = run()
+    code, outcome, log = run()
     assert code == 1
     assert (outcome["result"], outcome["code"]) == ("failed", "LOSS_DIVERGED")
     assert outcome["message"] == "The loss is no number any more."
     assert outcome["report"] == []
     assert outcome["weights"] is None
-    assert "LOSS_DIVERGED: The loss is no number any more." in said
+    assert "LOSS_DIVERGED: The loss is no number any more." in log
 
     code, outcome, _ = run()
     assert (code, outcome["result"], outcome["code"]) == (0, "completed", None)
@@ -103,12 +103,12 @@ def test_a_failed_run_is_reported_with_its_reason_and_restarted(trainer: Faulty,
 def test_an_error_ends_the_command_and_the_same_command_resumes(
     trainer: Faulty, run: Run, pauses: list[float], kind: type[Exception]
 ) -> None:
-    trainer.faults = [kind("the disk is away")]
-    code, outcome, said = run()
+    trainer.faults = [kind("the disk is unavailable")]
+    code, outcome, log = run()
     assert code == 1
-    assert "the disk is away" in outcome["message"]
-    assert f"not finished: {outcome['message']}" in said
-    assert pauses == [], "a person waits for nobody but another run of theirs"
+    assert "the disk is unavailable" in outcome["message"]
+    assert f"not finished: {outcome['message']}" in log
+    assert pauses == [], "only the lease of another run is waited for"
     assert run()[0] == 0
 
 
@@ -124,8 +124,8 @@ def test_every_requested_checkpoint_is_kept(
 
 def test_warnings_are_printed_before_training(trainer: Faulty, run: Run, tmp_path: Path) -> None:
     Image.linear_gradient("L").resize((1200, 300)).save(tmp_path / "images" / "wide.png")
-    said = run()[2]
-    before, training, _ = said.partition("training on 2")
+    log = run()[2]
+    before, training, _ = log.partition("training on 2")
     assert training
     assert "only 2 usable " in before
     assert "1 of 2 images lose more than 10% to cropping (wide.png 40%)" in before
@@ -133,10 +133,10 @@ def test_warnings_are_printed_before_training(trainer: Faulty, run: Run, tmp_pat
     assert "--base-model" in before
     (tmp_path / "images" / "wide.png").unlink()
     trainer.frozen.is_sd15 = True
-    said = run("--out", "other")[2]
-    assert "only 1 usable " in said
-    assert "cropping" not in said
-    assert "will not load" not in said
+    log = run("--out", "other")[2]
+    assert "only 1 usable " in log
+    assert "cropping" not in log
+    assert "will not load" not in log
 
 
 def test_previews_can_be_disabled(
@@ -150,13 +150,13 @@ def test_previews_can_be_disabled(
         return plain(self, report)
 
     monkeypatch.setattr(MemoryReporter, "render", render)
-    code, outcome, said = run("--preview-share", "0")
-    assert code == 0, (outcome, said)
-    assert "writing the report" in said
-    assert "previews" not in said
-    code, outcome, said = run("--out", "other")
+    code, outcome, log = run("--preview-share", "0")
+    assert code == 0, (outcome, log)
+    assert "writing the report" in log
+    assert "previews" not in log
+    code, outcome, log = run("--out", "other")
     assert code == 0, outcome
-    assert "drawing previews and writing the report" in said
+    assert "drawing previews and writing the report" in log
     without, usual = reports
     assert (without.before, without.after, without.checkpoint_previews) == ((), (), ())
     assert usual.before
@@ -200,7 +200,7 @@ def test_changed_inputs_start_another_run(trainer: Faulty, run: Run, tmp_path: P
 
 @contextmanager
 def changed(file: Path) -> Iterator[Path]:
-    """The file, as it was afterwards."""
+    """Restore the file's content after the with-block."""
     before = file.read_bytes()
     yield file
     file.write_bytes(before)
@@ -226,16 +226,16 @@ def test_a_large_scan_is_used_and_a_damaged_one_is_reported_with_the_reason(
     scan.save(tmp_path / "images" / "scan.png", compress_level=0)
     assert (tmp_path / "images" / "scan.png").stat().st_size > 10 * 1024**2
     image.write_bytes(image.read_bytes()[:-2])
-    code, _, said = run()
+    code, _, log = run()
     assert code == 0
-    assert "left out" not in said
-    assert f"{image.name} is used: its end is missing, but its pixels are complete" in said
+    assert "left out" not in log
+    assert f"{image.name} is used: its end is missing, but its pixels are complete" in log
 
 
 def test_kohya_folder_names_set_the_number_of_repeats(
     trainer: Faulty, run: Run, tmp_path: Path
 ) -> None:
     draw_style_set(tmp_path / "images" / "3_ink", count=2, seed=4)
-    code, outcome, said = run("--repeats-from-folders")
+    code, outcome, log = run("--repeats-from-folders")
     assert (code, outcome["steps"]) == (0, 2 * 3 * 2)
-    assert "not used: " in said, "what lies beside the folders"
+    assert "not used: " in log, "the image beside the folders"

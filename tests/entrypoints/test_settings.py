@@ -322,7 +322,7 @@ def test_tls_options_without_tls_are_refused(
 
 
 def load_settings_with(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:
-    """Those of a command that is no worker."""
+    """Settings of a command other than the worker."""
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     return load_settings(env_file=None)

@@ -1,4 +1,4 @@
-"""Misspelt settings are found, and other variables are not taken for them."""
+"""Misspelt settings are reported; unrelated variables are not."""
 
 from __future__ import annotations
 

@@ -71,12 +71,12 @@ def test_the_shutdown_deadline_is_the_shutdown_timeout(number: signal.Signals) -
 def test_other_signals_are_ignored_and_handlers_restored() -> None:
     kinds = (*SIGNALS, signal.SIGUSR1)
     before, threads = [signal.getsignal(number) for number in kinds], threading.enumerate()
-    heard: list[int] = []
-    own = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
+    received: list[int] = []
+    own = signal.signal(signal.SIGUSR1, lambda number, _: received.append(number))
     stop = StopSignal()
     with graceful_shutdown(stop, 30.0):
         os.kill(os.getpid(), signal.SIGUSR1)
-        eventually(lambda: heard)
+        eventually(lambda: received)
         time.sleep(0.05)
     signal.signal(signal.SIGUSR1, own)
     assert stop.reason is None

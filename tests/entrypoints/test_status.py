@@ -128,7 +128,7 @@ def test_polling_starts_at_once_and_never_delays_shutdown() -> None:
         def depths(self) -> dict[str, int]:
             reached.set()
             never.wait(30)
-            raise QueueUnavailable("gone")
+            raise QueueUnavailable("no connection")
 
     gauges = DepthGauges(Hanging(clock), Metrics("w", "1"), clock.monotonic)
     with gauges.polling(seconds=0.01):

@@ -46,16 +46,16 @@ class Chaos:
 
     def maintain(self) -> None:
         """End the faults that have lasted long enough."""
-        for name, (moment, put_right) in list(self._until.items()):
+        for name, (moment, end_fault) in list(self._until.items()):
             if time.monotonic() >= moment:
                 del self._until[name]
-                put_right()
+                end_fault()
 
     def heal(self) -> None:
         """End all faults."""
-        for name, (_, put_right) in list(self._until.items()):
+        for name, (_, end_fault) in list(self._until.items()):
             del self._until[name]
-            put_right()
+            end_fault()
         self.deployment.proxy.clear()
         self.deployment.backend.misbehave()
         self.pool.heal()
@@ -72,7 +72,7 @@ class Chaos:
             "pause": lambda _: self.pool.pause(self._slot(), self.rng.uniform(1, 8)),
             "broker restarted": lambda _: self._restart_broker(),
             "connections closed": lambda _: self._close_connections(),
-            "delivery taken away": lambda _: self._take_deliveries_away(),
+            "delivery timed out": lambda _: self._time_out_deliveries(),
             "published again": self._publish_again,
             "s3": lambda _: self._break_s3(),
             "cut off from s3": lambda _: self._cut_off(),
@@ -80,7 +80,7 @@ class Chaos:
             "garbage": lambda _: self._publish_garbage(),
             "cancelled": lambda _: self._cancel(),
             "hostile images": lambda _: self._publish_hostile_images(),
-            "silent connections": lambda _: self._connect_in_silence(),
+            "silent connections": lambda _: self._connect_silently(),
             "clock jump": lambda _: self.pool.jump(
                 self._slot(), self.rng.choice([-7200, -60, 60, 7200])
             ),
@@ -104,21 +104,21 @@ class Chaos:
         if "broker" not in self._until:
             self.deployment.broker.close_connections()
 
-    def _take_deliveries_away(self) -> None:
+    def _time_out_deliveries(self) -> None:
         if "broker" in self._until or "timeout" in self._until:
             return
         self.deployment.consumer_timeout(1)
         moment = time.monotonic() + 3
         self._until["timeout"] = (moment, lambda: self.deployment.consumer_timeout(1800))
 
-    def _have_a_broker(self) -> None:
+    def _ensure_broker(self) -> None:
         """Start the broker if needed: publishing needs it, and nothing else would start it."""
         if "broker" in self._until:
             _, start = self._until.pop("broker")
             start()
 
     def _publish_again(self, orders: list[Order]) -> None:
-        self._have_a_broker()
+        self._ensure_broker()
         order = self.rng.choice(orders)
         for _ in range(self.rng.choice([1, 1, 4])):
             self.publish(order.body)
@@ -141,8 +141,8 @@ class Chaos:
 
     def _cut_off(self) -> None:
         """Cut one worker off from the store; the other workers get its messages. If the store
-        cannot tell workers apart, cut off all."""
-        sender = self._slot().access_key if self.deployment.store.tells_senders else ""
+        cannot distinguish workers, cut off all."""
+        sender = self._slot().access_key if self.deployment.store.distinguishes_workers else ""
         rule = Rule(fault="reset_before", sender=sender)
         self.deployment.proxy.rules(rule)
         self._close_connections()
@@ -166,18 +166,18 @@ class Chaos:
         self._until["backend"] = (moment, self.deployment.backend.misbehave)
 
     def _publish_garbage(self) -> None:
-        self._have_a_broker()
+        self._ensure_broker()
         body = garbage(self.rng, self.next_style())
         self.garbage.append(body)
         self.publish(body)
 
     def _publish_hostile_images(self) -> None:
-        self._have_a_broker()
+        self._ensure_broker()
         order = self.deployment.hostile_order(self.next_style(), self.rng)
         self.hostile.append(order)
         self.publish(order.body)
 
-    def _connect_in_silence(self) -> None:
+    def _connect_silently(self) -> None:
         slot = self._slot()
         clients = self.pool.connect(slot, SILENT)
         if clients:
@@ -192,7 +192,7 @@ class Chaos:
 
     def _cancel(self) -> None:
         """Publish another task and cancel it a moment later."""
-        self._have_a_broker()
+        self._ensure_broker()
         order = self.deployment.order(self.next_style(), self.rng.choice(SEEDS), self.rng)
         self.unwanted.append(order)
         self.publish(order.body)

@@ -1,4 +1,4 @@
-"""The world of the fault campaign: broker, store, backend, paths, and the tasks."""
+"""The services of the fault campaign: broker, store, backend, and the tasks."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ class Deployment:
     broker: Broker
     store: Store
     proxy: FaultyProxy
-    """Between the workers and the store."""
+    """The proxy between the workers and the store."""
     backend: BackendProcess
     images: tuple[str, ...]
     hostile: tuple[str, ...]
-    """Images of which few can be used."""
+    """URIs of images that exhaust memory or time, or cannot be decoded."""
 
     def start_broker(self) -> None:
         """Restart the broker, unchanged."""

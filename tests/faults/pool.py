@@ -30,7 +30,7 @@ class Slot:
 
     number: int
     port: int
-    """Of its workers' status page."""
+    """Port of the status page of its workers."""
     clock: Path
     """File with the offset of this slot's wall clock in seconds, for ``wall_clock.c``."""
     process: Command | None = None
@@ -40,7 +40,7 @@ class Slot:
 
     @property
     def access_key(self) -> str:
-        """Identifies the slot's workers at the store's proxy."""
+        """Identifies the workers of this slot at the store's proxy."""
         return f"key-of-slot-{self.number}"
 
 
@@ -68,7 +68,7 @@ class Pool:
     odd_exits: list[tuple[int, int]] = field(default_factory=list)
     """Slot and exit code of every unexpected end."""
     expected: set[int] = field(default_factory=set)
-    """Ids of processes that were told to stop."""
+    """Ids of processes that got a stop signal."""
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

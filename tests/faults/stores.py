@@ -26,7 +26,7 @@ class Store(Protocol):
         """``s3`` or ``gs``."""
 
     @property
-    def tells_senders(self) -> bool:
+    def distinguishes_workers(self) -> bool:
         """Whether requests identify their worker, so that a single one can be cut off."""
 
     def settings(self, url: str) -> dict[str, str]:
@@ -54,7 +54,7 @@ class AmazonStore:
 
     server: Server
     scheme: str = "s3"
-    tells_senders: bool = True
+    distinguishes_workers: bool = True
 
     @property
     def url(self) -> str:
@@ -97,7 +97,7 @@ class GoogleStore:
 
     emulator: Emulator
     scheme: str = "gs"
-    tells_senders: bool = False
+    distinguishes_workers: bool = False
 
     @property
     def url(self) -> str:

@@ -66,7 +66,7 @@ def prepare(queue: RabbitQueue) -> Delivery:
     for body in (b"dead", b"waiting", b"held", b"next"):
         queue.publish(body)
     queue.dead_letter(receive(queue), "refused", {"field": "data"})
-    queue.retry_later(receive(queue), 600.0, "the store is away")
+    queue.retry_later(receive(queue), 600.0, "the store is unavailable")
     return receive(queue)
 
 
@@ -209,7 +209,7 @@ def test_a_storm_of_faults_loses_no_message(broker: Broker, options: RabbitOptio
 
 
 def dead(queue: RabbitQueue) -> set[bytes]:
-    """The dead letters; none while the broker is away."""
+    """The dead letters; none while the broker is unavailable."""
     with suppress(QueueUnavailable):
         messages = queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)
         return {letter.body for letter in messages}

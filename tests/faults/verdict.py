@@ -29,9 +29,9 @@ class Verdict:
     trained_twice: int = 0
     """Tasks trained again after their weights were stored."""
     announced_twice: int = 0
-    """Final calls that the backend took again without need."""
+    """`complete` and `failed` calls that the backend accepted again without need."""
     repeated_with_key: int = 0
-    """Final calls taken again, with the same key, after a lost response or worker."""
+    """Such calls accepted again with the same key, after a lost response or worker."""
     wrong_weights: int = 0
     """Styles that differ from an undisturbed run's."""
     farthest: float = 0.0
@@ -86,7 +86,7 @@ class Verdict:
             self._judge_repeats(style, taken, violence)
         for style, taken in by_style.items():
             self.announced_twice += len(taken)
-            self.remarks.append(f"style {style} was announced, and nobody asked for it")
+            self.remarks.append(f"style {style} was announced without a task")
 
     def _judge_repeats(self, style: int, taken: list[Call], violence: Sequence[float]) -> None:
         for before, after in pairwise(taken):
@@ -100,14 +100,14 @@ class Verdict:
                 self.remarks.append(f"style {style} was announced again: {before} {after}")
 
     def judge_order_of_calls(self, calls: Iterable[Call]) -> None:
-        """Check that no progress follows a final call."""
+        """Check that no progress follows a `complete` or `failed` call."""
         ended = set()
         for call in calls:
             if call.taken and call.kind != "progress":
                 ended.add(call.style_id)
             elif call.taken and call.style_id in ended:
                 self.announced_twice += 1
-                self.remarks.append(f"style {call.style_id}: progress after the final call")
+                self.remarks.append(f"style {call.style_id}: progress after its outcome")
 
     def judge_training(self, orders: Sequence[Order], log: str) -> None:
         """Check that no stored style is trained again."""

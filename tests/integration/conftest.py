@@ -1,4 +1,4 @@
-"""One store and one proxy that can break what passes, in each folder with a ``service``."""
+"""A store and a fault-injecting proxy for each folder with a ``service`` fixture."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ EARLIER_TASK = "00000000-e29b-41d4-a716-446655440000"
 ARTIFACT = Artifact(Location("models", "models/style_7.safetensors", "gs"), "ab" * 32, 1000)
 METRIC = TrainingMetric(loss=0.05, epochs=100, steps=1000)
 LATE = Fault("hang_after", seconds=30)
-"""The backend has accepted the call, and its response comes after WEBHOOK_TIMEOUT."""
+"""The backend accepts the call, but responds after WEBHOOK_TIMEOUT."""
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ def test_dora_in_kohyas_format_gets_one_line_of_warning(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "message"),
     [
         (
             ["missing.safetensors", "--out", "o"],
@@ -87,7 +87,7 @@ def test_bad_input_is_one_line_with_its_remedy_and_writes_nothing(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
-    complaint: str,
+    message: str,
 ) -> None:
     (tmp_path / "empty").mkdir()
     before = files_in(tmp_path)
@@ -95,7 +95,7 @@ def test_bad_input_is_one_line_with_its_remedy_and_writes_nothing(
     assert main(["--export", "kohya", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert complaint in error
+    assert message in error
     assert error.count("\n") == 1
     assert files_in(tmp_path) == before
 

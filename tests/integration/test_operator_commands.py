@@ -22,7 +22,7 @@ QUICK: dict[str, Any] = {"CANCEL_POLL": "0.2", "LEASE_SECONDS": "3", "CHECKPOINT
 
 @pytest.fixture
 def submitted(tmp_path: Path) -> str:
-    """A task that takes minutes, on the queue; its id."""
+    """Publish a task that takes minutes. Returns its id."""
     draw_style_set(tmp_path / "images", count=10, seed=3)
     done = run("submit", "images", "--style-id", "9", *LONG, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -38,7 +38,7 @@ PROMPT = "a red circle"
 
 @dataclass(frozen=True)
 class Platform:
-    """Everything around a worker, as the platform has it."""
+    """The platform's services around a worker."""
 
     queue: str
     emulator: Emulator
@@ -71,7 +71,7 @@ class Platform:
         return task_id
 
     def work(self, *arguments: str, **settings: str) -> str:
-        """Run the worker to its end; what it printed."""
+        """Run the worker until it ends. Returns its output."""
         done = run(
             "worker", *arguments, cwd=self.folder, timeout=400, **{**self.settings(), **settings}
         )

@@ -33,7 +33,7 @@ TO_Q, TO_K = f"{ATTENTION}.to_q", f"{ATTENTION}.to_k"
 
 @dataclass(frozen=True)
 class Platform:
-    """All that is around a worker, and how to start one in it."""
+    """The services that a worker uses, and functions that start one with them."""
 
     queue: str
     s3: Server
@@ -63,12 +63,12 @@ class Platform:
 
     @property
     def log(self) -> Path:
-        """Of the worker in a process of its own."""
+        """Log file of the worker process."""
         return self.folder / "worker.log"
 
     @contextmanager
     def working(self, **settings: str) -> Iterator[subprocess.Popen[str]]:
-        """A worker in a process of its own, gone when the context is left."""
+        """A worker in a process of its own, killed on leaving the context."""
         named = {**self.settings(), **settings}
         with self.log.open("w") as log, a_worker(cwd=self.folder, stderr=log, **named) as worker:
             yield worker
@@ -79,7 +79,7 @@ class Platform:
             channel.basic_publish("", self.queue, body)
 
     def upload(self, images: Sequence[Path]) -> None:
-        """Put images where ``order`` finds them."""
+        """Upload images to the bucket that ``order`` reads."""
         for path in images:
             self.s3.client().upload_file(str(path), "images", path.name)
 
@@ -238,4 +238,4 @@ def test_the_check_covers_broker_buckets_and_backend(platform: Platform) -> None
     assert [line.split()[1] for line in lines] == ["queue", "models", "backend"], bad.stdout
     assert "INTERNAL_API_TOKEN" in lines[2]
     assert SECRET_KEY not in bad.stdout + bad.stderr
-    assert "retrying" not in bad.stderr, "one try is all there is"
+    assert "retrying" not in bad.stderr, "a check does not retry"

@@ -1,4 +1,4 @@
-"""A store that sends or reads single bytes: every call ends at its deadline."""
+"""Every call to a store that sends or reads single bytes ends at its deadline."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.integration
 HEADERS = b"HTTP/1.1 200 OK\r\nX-Slow: "
 BODY = b'HTTP/1.1 200 OK\r\nETag: "tag"\r\nContent-Length: 100000\r\n\r\n'
 LARGE = bytes(4 * 1024**2)
-"""More than the buffers of both sockets."""
+"""Number of bytes that exceeds the buffers of both sockets."""
 
 
 @contextmanager

@@ -65,7 +65,7 @@ class Visit:
             timezone_id="UTC",
         )
         self.url = url
-        self.complaints: list[str] = []
+        self.problems: list[str] = []
         self.requests: list[str] = []
         self.page: Page = self.context.new_page()
         self.page.on("console", lambda message: self._record_problem(message.type, message.text))
@@ -77,7 +77,7 @@ class Visit:
 
     def _record_problem(self, kind: str, text: str) -> None:
         if kind in ("error", "warning"):
-            self.complaints.append(text)
+            self.problems.append(text)
 
     def open(self) -> Page:
         self.page.goto(self.url)
@@ -117,7 +117,7 @@ def test_the_page_has_no_errors_in_every_theme(
     page = visit.open()
     page.locator("summary").click()
 
-    assert visit.complaints == []
+    assert visit.problems == []
     assert all(request.startswith(visit.url) for request in visit.requests), visit.requests
     width = page.evaluate("() => document.documentElement.scrollWidth")
     assert width <= SIZES[size][0], "scrolls to the side"
@@ -177,7 +177,7 @@ def test_text_of_a_message_is_escaped(look: Look) -> None:
     assert status_scenes.NASTY in page.locator("#job-note").inner_text()
     assert page.locator("#main img[src=x], #main script").count() == 0
     assert SECRET not in page.content()
-    assert visit.complaints == []
+    assert visit.problems == []
 
 
 def test_a_worker_that_is_not_ready_shows_why(look: Look) -> None:
@@ -235,7 +235,7 @@ def test_several_active_jobs_are_in_a_table_and_one_of_them_in_full(look: Look) 
     page.get_by_text("Resumed from the checkpoint of epoch 40.").wait_for()
     page.get_by_text("of style 43, epoch 50", exact=True).wait_for()
     assert page.get_by_role("progressbar").get_attribute("aria-valuenow") == "43"
-    assert visit.complaints == []
+    assert visit.problems == []
 
 
 def test_a_job_is_selected_by_keyboard_and_stays_selected_while_active(look: Look) -> None:
@@ -351,7 +351,7 @@ def test_a_link_with_the_token_signs_in_and_drops_it_from_the_url(look: Look) ->
     visit.page.goto(f"{visit.url}/?token={TOKEN}")
     visit.page.get_by_role("heading", name="atelier-1").wait_for()
     assert visit.page.url == f"{visit.url}/"
-    assert visit.complaints == []
+    assert visit.problems == []
 
 
 def test_a_long_name_and_a_long_message_do_not_widen_a_phone(look: Look) -> None:

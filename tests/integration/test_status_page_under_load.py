@@ -23,7 +23,7 @@ pytestmark = pytest.mark.integration
 
 CONNECTIONS = 2000
 DESCRIPTORS = 1024
-"""Of the server's process: the usual soft limit."""
+"""Limit of open files of the server's process: the usual soft limit."""
 PATIENCE = 5.0
 """Seconds for one health check; Kubernetes gives 10 in our deployment."""
 
@@ -60,7 +60,7 @@ class Server:
     def descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
-    def tell(self, line: str = "") -> None:
+    def send_line(self, line: str = "") -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
@@ -79,7 +79,7 @@ class Server:
 
 @contextmanager
 def serving(folder: Path, stall_seconds: float = 60.0) -> Iterator[Server]:
-    """A server without deadlines that matter, unless they are given."""
+    """A server whose requests may stall for a minute by default."""
     log = folder / "log"
     with log.open("wb") as stderr:
         process = subprocess.Popen(
@@ -189,14 +189,14 @@ def test_a_connection_without_a_request_in_time_is_closed(tmp_path: Path) -> Non
 
 def test_a_process_without_free_descriptors_logs_it_once_and_recovers(server: Server) -> None:
     server.check_health()
-    server.tell()
+    server.send_line()
     assert server.process.stdout is not None
     assert server.process.stdout.readline() == "full\n"
     with ExitStack() as held:
         for _ in range(50):
             held.enter_context(server.connect())
         time.sleep(2.5)  # asyncio tries again every second
-        server.tell()
+        server.send_line()
         deadline = time.monotonic() + 30
         while True:
             try:

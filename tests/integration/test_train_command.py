@@ -75,7 +75,7 @@ def out(trained: Trained, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No `.env` and no setting of the machine takes part."""
+    """Run in an empty folder, without the machine's settings or a `.env` file."""
     for name in ("BASE_MODEL", "DEVICE", "BASE_MODEL_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BASE_MODEL", str(SMALL_BASE.resolve()))
@@ -136,7 +136,7 @@ def test_a_named_style_has_its_credits_and_the_files_that_show_it(
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("options", "message"),
     [
         (["--name", "a/b"], "--name: 'a/b' is not a name for a file"),
         (["--thumbnail", "missing.png"], "--thumbnail missing.png: cannot be read"),
@@ -149,7 +149,7 @@ def test_an_invalid_name_or_thumbnail_is_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     options: list[str],
-    complaint: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -157,7 +157,7 @@ def test_an_invalid_name_or_thumbnail_is_refused(
     whole = Path("far_too_large.png").read_bytes()
     Path("cut.png").write_bytes(whole[:40])
     assert main([str(images), "--out", str(tmp_path / "out"), *options, *QUICK]) == 2
-    assert complaint in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -257,9 +257,9 @@ def test_a_concurrent_second_command_is_refused(
     with store.lease(task_id).hold(StopSignal(), is_finished=lambda: True):
         assert main(command) == 1
     printed = capsys.readouterr()
-    said = f"another run of this command is active in {out}; wait until it ends"
-    assert said in printed.err
-    assert json.loads(printed.out)["message"] == said
+    message = f"another run of this command is active in {out}; wait until it ends"
+    assert message in printed.err
+    assert json.loads(printed.out)["message"] == message
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_resumes(
@@ -290,7 +290,7 @@ def broken_images(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("case", "said"),
+    ("case", "message"),
     [
         ("no folder", "no such folder"),
         ("an image", "is a file; give the folder"),
@@ -309,7 +309,7 @@ def broken_images(folder: Path) -> Path:
     ],
 )
 def test_bad_input_gets_one_line_exit_code_2_and_leaves_nothing(
-    case: str, said: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: str, message: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     source, target, options = images, out, list(QUICK)
@@ -352,7 +352,7 @@ def test_bad_input_gets_one_line_exit_code_2_and_leaves_nothing(
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1, errors
     assert errors[0].startswith("error: ")
-    assert said in errors[0]
+    assert message in errors[0]
     assert not out.exists()
 
     assert main([str(source), "--out", str(target), "--json", *options]) == 2

@@ -180,9 +180,9 @@ def test_retry_after_is_passed_on_from_seconds_and_date(
     backend: BackendProcess, notifier: WebhookNotifier, clock: ManualClock
 ) -> None:
     date = format_datetime(clock.now() + timedelta(seconds=9), usegmt=True)
-    wishes = {"3": 3.0, date: 9.0, "soon": None, "600": 600.0}
-    backend.misbehave(*(response(503, retry_after=wish) for wish in wishes))
-    for seconds in wishes.values():
+    headers = {"3": 3.0, date: 9.0, "soon": None, "600": 600.0}
+    backend.misbehave(*(response(503, retry_after=header) for header in headers))
+    for seconds in headers.values():
         with pytest.raises(NotifierUnavailable) as caught:
             complete(notifier)
         assert caught.value.retry_after == seconds
@@ -310,7 +310,7 @@ class ElsewhereHandler(BaseHTTPRequestHandler):
     server: Elsewhere
 
     def handle_one_request(self) -> None:
-        """Any method gets the same page."""
+        """Respond to any method with the same page."""
         self.raw_requestline = self.rfile.readline(65537)
         self.close_connection = True
         if not self.raw_requestline or not self.parse_request():
@@ -322,7 +322,7 @@ class ElsewhereHandler(BaseHTTPRequestHandler):
         self.wfile.write(b"<html>Welcome</html>")
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -521,13 +521,13 @@ raise SystemExit(complete(notifier))
 def test_a_failing_run_never_prints_the_token(
     backend: BackendProcess, elsewhere: Elsewhere
 ) -> None:
-    said = f"your token was {backend.token}, on "
+    echoed = f"your token was {backend.token}, on "
     echo = [
-        response(500, body={"error": said}),
+        response(500, body={"error": echoed}),
         response(401, body=f"<pre>Authorization: Bearer {backend.token}</pre>"),
-        response(400, body={"success": False, "request": {"headers": [said * 20]}}),
-        response(429, retry_after=backend.token, body=said),
-        response(200, body={"success": False, "error": said}),
+        response(400, body={"success": False, "request": {"headers": [echoed * 20]}}),
+        response(429, retry_after=backend.token, body=echoed),
+        response(200, body={"success": False, "error": echoed}),
         Fault("response", 307, {"Location": f"{elsewhere.url}/?token={backend.token}"}),
         *(Fault(do, seconds=5.0) for do in ("hang", "reset_before", "reset_after", "cut")),
         Fault("slow_status", seconds=5.0),

@@ -50,7 +50,7 @@ class Worker:
                 return
         raise AssertionError(f"the worker ended without {wanted!r}: {self.lines}")
 
-    def ask(self, path: str, token: str | None = TOKEN) -> tuple[int, str]:
+    def get(self, path: str, token: str | None = TOKEN) -> tuple[int, str]:
         """The response's status and body."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
@@ -61,7 +61,7 @@ class Worker:
             return error.code, error.read().decode()
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.ask("/api/status")[1])
+        found: dict[str, Any] = json.loads(self.get("/api/status")[1])
         return found
 
     def wait_for(self, what: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
@@ -100,8 +100,8 @@ def worker(folder: Path) -> Iterator[Worker]:
 
 def test_a_worker_shows_its_running_job_and_stores_its_log(worker: Worker, folder: Path) -> None:
     task_id = (folder / "task_id").read_text()
-    assert worker.ask("/health/live", token=None) == (200, "live\n")
-    assert worker.ask("/api/status", token=None)[0] == 401
+    assert worker.get("/health/live", token=None) == (200, "live\n")
+    assert worker.get("/api/status", token=None)[0] == 401
 
     status = worker.wait_for(lambda status: status["job"] and len(status["job"]["curve"]) >= 3)
     assert status["worker"]["name"] == "worker-1"
@@ -114,19 +114,19 @@ def test_a_worker_shows_its_running_job_and_stores_its_log(worker: Worker, folde
 
     previews = worker.wait_for(lambda status: status["previews"])["previews"]
     assert (previews["style_id"], previews["epoch"]) == (9, 10), "of the first checkpoint"
-    code, image = worker.ask(previews["pairs"][0]["after"])
+    code, image = worker.get(previews["pairs"][0]["after"])
     assert code == 404 or image[1:4] == "PNG", "unless there are newer ones already"
 
     worker.wait_for(lambda status: status["queues"]["trouble"] is None)
-    code, ready = worker.ask("/health/ready", token=None)
+    code, ready = worker.get("/health/ready", token=None)
     assert (code, json.loads(ready)["ready"]) == (200, True), ready
-    metrics = worker.ask("/metrics")[1]
+    metrics = worker.get("/metrics")[1]
     assert 'style_trainer_phase{phase="training",slot="0"} 1.0' in metrics
     assert 'style_trainer_worker_info{version="' in metrics
     assert "style_trainer_deliveries_total 1.0" in metrics
     assert 'style_trainer_lease_writes_total{result="ok"}' in metrics
     settings = {
-        row["name"]: row["value"] for row in json.loads(worker.ask("/api/configuration")[1])
+        row["name"]: row["value"] for row in json.loads(worker.get("/api/configuration")[1])
     }
     assert settings["STATUS_TOKEN"] == "set"
     assert settings["WORKER_NAME"] == "worker-1"
@@ -151,7 +151,7 @@ def test_a_worker_shows_its_running_job_and_stores_its_log(worker: Worker, folde
 
 def test_a_worker_without_its_broker_is_not_ready_and_keeps_serving(tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    away = {
+    unreachable = {
         "RABBITMQ_HOST": "127.0.0.1",
         "RABBITMQ_PORT": str(port),
         "RABBITMQ_PASS": "a-password-of-the-broker",
@@ -159,19 +159,19 @@ def test_a_worker_without_its_broker_is_not_ready_and_keeps_serving(tmp_path: Pa
         "INTERNAL_API_TOKEN": "a-token-of-the-backend-that-is-long-enough",
         "STORAGE_DIR": "buckets",
     }
-    with running(tmp_path, **away) as worker:
+    with running(tmp_path, **unreachable) as worker:
         worker.read_until("waits for tasks")
         status = worker.wait_for(
             lambda status: "connection was refused" in (status["queues"]["trouble"] or "")
         )
         assert status["worker"]["state"] == "idle"
-        code, response = worker.ask("/health/ready", token=None)
+        code, response = worker.get("/health/ready", token=None)
         assert code == 503
         ready = json.loads(response)["checks"]
         assert (ready["Queue"], ready["Base model"]) == (False, True)
         reasons = {check["name"]: check["reason"] for check in status["checks"]}
         assert f"127.0.0.1:{port}" in reasons["Queue"]
-        assert "style_trainer_queue_up 0.0" in worker.ask("/metrics")[1]
+        assert "style_trainer_queue_up 0.0" in worker.get("/metrics")[1]
         worker.process.send_signal(signal.SIGTERM)
         worker.read_until(" exits")
         assert worker.process.wait(timeout=60) == 0
@@ -181,12 +181,12 @@ def test_a_worker_without_its_broker_is_not_ready_and_keeps_serving(tmp_path: Pa
         "application",
         "entrypoints",
     }
-    for secret in ("a-password-of-the-broker", away["INTERNAL_API_TOKEN"], TOKEN):
+    for secret in ("a-password-of-the-broker", unreachable["INTERNAL_API_TOKEN"], TOKEN):
         assert secret not in json.dumps(worker.lines) + json.dumps(status) + response
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         (
             {"STATUS_HOST": "0.0.0.0", "STATUS_PORT": "9108", "STATUS_TOKEN": ""},
@@ -197,7 +197,7 @@ def test_a_worker_without_its_broker_is_not_ready_and_keeps_serving(tmp_path: Pa
 )
 def test_unsafe_and_invalid_settings_are_refused_in_one_line(
     wrong: dict[str, str],
-    said: str,
+    message: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -207,5 +207,5 @@ def test_unsafe_and_invalid_settings_are_refused_in_one_line(
         monkeypatch.setenv(name, value)
     assert main(["--once"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {said}")
+    assert error.startswith(f"error: {message}")
     assert error.count("\n") == 1

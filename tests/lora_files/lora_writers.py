@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 
 Pairs = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-"""By the layer's path in diffusers' UNet (or, with ``text_model``, in its text encoder)."""
+"""LoRA pairs by the layer's path in diffusers' UNet, or in its text encoder (``text_model``)."""
 Tensors = dict[str, torch.Tensor]
 
 UNET_LAYERS = {
@@ -56,7 +56,7 @@ def random_pairs(
 
 
 def delta(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-    """The change of the weight by the pair at scale 1."""
+    """The weight delta of the pair at scale 1."""
     product = up.flatten(1) @ down.flatten(1)
     return product.reshape(up.shape[0], *down.shape[1:])
 

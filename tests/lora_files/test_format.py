@@ -55,7 +55,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def styles(
     base: BaseModel, images: tuple[TrainingImage, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Path, torch.Tensor]]:
-    """For each set of options the file, and what the trained UNet predicts."""
+    """For each set of options, the file and the trained UNet's prediction."""
     folder = tmp_path_factory.mktemp("styles")
     trained = {}
     for name, options in OPTIONS.items():
@@ -80,7 +80,7 @@ def pipeline(base: BaseModel) -> Iterator[StableDiffusionPipeline]:
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Equal but for the order of sums; what the style changes is a hundred times that."""
+    """Equal except for rounding; the style's own effect is a hundred times larger."""
     return torch.allclose(found, wanted, rtol=1e-4, atol=2e-5)
 
 
@@ -150,7 +150,7 @@ def test_converting_to_a_format_and_back_gives_the_same_file(
 def test_a_file_written_by_diffusers_is_read(
     base: BaseModel, pipeline: StableDiffusionPipeline, tmp_path: Path
 ) -> None:
-    """Written by the library, without our metadata and in its key order."""
+    """Files written by the library, without our metadata and in its key order."""
     from peft import LoraConfig, inject_adapter_in_model
     from peft.utils import get_peft_model_state_dict
 

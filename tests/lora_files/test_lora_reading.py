@@ -40,7 +40,7 @@ def deltas_of(weights: LoraWeights) -> dict[str, torch.Tensor]:
 
 
 def check(weights: LoraWeights, pairs: Pairs, scale: float = 1.0) -> None:
-    """Every layer was read, and adds what it was written to add."""
+    """Check that every layer is read and has the written delta."""
     found = deltas_of(weights)
     assert found.keys() == pairs.keys()
     for path, (up, down) in pairs.items():
@@ -176,7 +176,7 @@ DOWN, UP = torch.ones(2, 8), torch.ones(8, 2)
 
 
 @pytest.mark.parametrize(
-    ("parts", "complaint"),
+    ("parts", "message"),
     [
         ({"lora_down.weight": DOWN * torch.nan, "lora_up.weight": UP}, "NaN or infinity"),
         ({"lora_down.weight": DOWN, "lora_up.weight": UP * torch.inf}, "NaN or infinity"),
@@ -202,15 +202,15 @@ DOWN, UP = torch.ones(2, 8), torch.ones(8, 2)
     ],
 )
 def test_a_broken_layer_is_refused_by_name(
-    tmp_path: Path, parts: dict[str, torch.Tensor], complaint: str
+    tmp_path: Path, parts: dict[str, torch.Tensor], message: str
 ) -> None:
-    with pytest.raises(InvalidLoraFile, match=complaint) as refused:
+    with pytest.raises(InvalidLoraFile, match=message) as refused:
         read(tmp_path, {f"{STEM}.{part}": tensor for part, tensor in parts.items()})
     assert "attn1" in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("key", "complaint"),
+    ("key", "message"),
     [
         ("lora_unet_Wrong.lora_up.weight", "is not a layer of Stable Diffusion 1.5"),
         ("lora_unet_mid_block_nothing.lora_up.weight", "is not a layer of Stable Diffusion 1.5"),
@@ -218,8 +218,8 @@ def test_a_broken_layer_is_refused_by_name(
         ("unet.conv_in.weight", "not part of a LoRA"),
     ],
 )
-def test_an_unknown_key_is_named(tmp_path: Path, key: str, complaint: str) -> None:
-    with pytest.raises(InvalidLoraFile, match=complaint):
+def test_an_unknown_key_is_named(tmp_path: Path, key: str, message: str) -> None:
+    with pytest.raises(InvalidLoraFile, match=message):
         read(tmp_path, {key: torch.zeros(1, 1)})
 
 
@@ -233,7 +233,7 @@ def test_float8_is_read_exactly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "complaint"),
+    ("data", "message"),
     [
         (b"", "is empty"),
         (b"PK\x03\x04 archive of torch.save", "a pickle"),
@@ -245,10 +245,10 @@ def test_float8_is_read_exactly(tmp_path: Path) -> None:
         (b"anything else, and long enough to be read as a header", "damaged or not in"),
     ],
 )
-def test_another_kind_of_file_is_named(tmp_path: Path, data: bytes, complaint: str) -> None:
+def test_another_kind_of_file_is_named(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(data)
-    with pytest.raises(InvalidLoraFile, match=complaint) as refused:
+    with pytest.raises(InvalidLoraFile, match=message) as refused:
         read_lora(path)
     assert "give a LoRA of Stable Diffusion 1.5" in str(refused.value)
 
@@ -267,7 +267,7 @@ def test_the_only_safetensors_file_of_a_folder_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "complaint"),
+    ("names", "message"),
     [
         ([], "holds no .safetensors file"),
         (["pytorch_lora_weights.bin"], "pytorch_lora_weights.bin is a pickle"),
@@ -276,11 +276,11 @@ def test_the_only_safetensors_file_of_a_folder_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_folder_without_safetensors_is_reported(
-    tmp_path: Path, names: list[str], complaint: str
+    tmp_path: Path, names: list[str], message: str
 ) -> None:
     for name in names:
         (tmp_path / name).write_bytes(b"{}")
-    with pytest.raises(InvalidLoraFile, match=complaint):
+    with pytest.raises(InvalidLoraFile, match=message):
         read_lora(tmp_path)
 
 

@@ -2,10 +2,10 @@
 
     python -m tests.services.backend --port 8000 --token ...
 
-Like the real one it is not idempotent: a call that it takes twice, the artist sees twice. Like the
-platform of December 2025 it serves a completed style publicly at ``GET /api/styles/<id>/``, and
-404 for a style that is in training or has failed. All calls are recorded: read them at
-``GET /_calls``. ``POST /_faults`` injects faults.
+Like the real one it is not idempotent: the artist sees a call twice if it is accepted twice.
+Like the platform of December 2025 it serves a completed style publicly at
+``GET /api/styles/<id>/``, and 404 for a style that is in training or has failed. All calls are
+recorded: read them at ``GET /_calls``. ``POST /_faults`` injects faults.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MAX_BYTES = 1024 * 1024
 
 @dataclass(frozen=True)
 class Call:
-    """One request to a webhook, taken or not."""
+    """One request to a webhook, accepted or not."""
 
     kind: str
     style_id: int | None
@@ -122,17 +122,17 @@ def invalid(kind: str, body: Any) -> str | None:
     """The first field that is missing or wrong."""
     if not isinstance(body, dict):
         return "The body must be a JSON object"
-    if not _is_whole(body.get("style_id")):
+    if not _is_integer(body.get("style_id")):
         return "style_id: an integer is required"
     match kind:
         case "progress":
             names = ("current_epoch", "total_epochs", "progress_percent", "estimated_seconds")
-            return _figures(body, "progress", whole=names)
+            return _figures(body, "progress", integers=names)
         case "complete":
             path = body.get("model_path")
             if not isinstance(path, str) or not path.startswith(LOCATIONS):
                 return f"model_path: one of {', '.join(LOCATIONS)} is required"
-            return _figures(body, "training_metric", whole=("epochs",), numbers=("loss",))
+            return _figures(body, "training_metric", integers=("epochs",), numbers=("loss",))
     message = body.get("error_message")
     if not isinstance(message, str) or not message.strip() or "\0" in message:
         return "error_message: a text is required"
@@ -142,13 +142,13 @@ def invalid(kind: str, body: Any) -> str | None:
 
 
 def _figures(
-    body: Mapping[str, Any], name: str, *, whole: tuple[str, ...], numbers: tuple[str, ...] = ()
+    body: Mapping[str, Any], name: str, *, integers: tuple[str, ...], numbers: tuple[str, ...] = ()
 ) -> str | None:
     figures = body.get(name)
     if not isinstance(figures, dict):
         return f"{name}: an object is required"
-    for key in whole:
-        if not _is_whole(figures.get(key)) or figures[key] < 0:
+    for key in integers:
+        if not _is_integer(figures.get(key)) or figures[key] < 0:
             return f"{name}.{key}: an integer is required"
     for key in numbers:
         value = figures.get(key)
@@ -157,7 +157,7 @@ def _figures(
     return None
 
 
-def _is_whole(value: object) -> bool:
+def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -207,7 +207,7 @@ class Handler(BaseHTTPRequestHandler):
         self._webhook()
 
     def do_POST(self) -> None:
-        """Handle a final call, or set new faults."""
+        """Handle a `complete` or `failed` call, or set new faults."""
         if self.path == "/_faults":
             try:
                 self.server.backend.plan = FaultPlan.from_json(self._body())
@@ -284,7 +284,7 @@ class Handler(BaseHTTPRequestHandler):
         style_id = body.get("style_id") if isinstance(body, dict) else None
         call = Call(
             kind=kind,
-            style_id=style_id if _is_whole(style_id) else None,
+            style_id=style_id if _is_integer(style_id) else None,
             body=body,
             idempotency_key=headers.get("idempotency-key"),
             at=time.time(),
@@ -351,7 +351,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Stand-in for the platform's backend.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    parser.add_argument("--token", required=True, help="what INTERNAL_API_TOKEN is")
+    parser.add_argument("--token", required=True, help="the worker's INTERNAL_API_TOKEN")
     parser.add_argument("--styles", help="ids with commas; others get 404. Unset: all are known")
     parser.add_argument("--certificate", help="PEM file; with it, serves HTTPS")
     parser.add_argument("--key", help="PEM file of the certificate's key")

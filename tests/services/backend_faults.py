@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TAKEN = ("reset_after", "hang_after", "cut", "slow_status", "slow_headers", "slow_body")
-"""The call is taken, and the response is lost or late."""
+"""The call is accepted, and the response is lost or late."""
 NOT_TAKEN = ("response", "reset_before", "hang")
 KINDS = (*NOT_TAKEN, *TAKEN, "slow")
 
@@ -39,12 +39,12 @@ class Fault:
 
     @property
     def taken(self) -> bool:
-        """Whether the call is taken in spite of the fault."""
+        """Whether the call is accepted in spite of the fault."""
         return self.do in TAKEN
 
 
 def response(status: int, *, retry_after: str | None = None, body: Any = "") -> Fault:
-    """A fixed response without taking the call."""
+    """A fixed response; the call is not accepted."""
     headers = {} if retry_after is None else {"Retry-After": retry_after}
     return Fault("response", status, headers, body)
 

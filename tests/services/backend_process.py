@@ -58,12 +58,12 @@ class BackendProcess:
 
     @property
     def final(self) -> list[Call]:
-        """The final calls that were taken, which are those that artists see."""
+        """The `complete` and `failed` calls that it accepted: what artists see."""
         return [call for call in self.calls if call.taken and call.kind in FINAL]
 
     @property
     def repeats(self) -> dict[str, int]:
-        """By idempotency key, how often a final call was taken again."""
+        """By idempotency key, how often a `complete` or `failed` call was accepted again."""
         repeats: dict[str, int] = self._ask("GET", "/_calls")["repeats"]
         return repeats
 
@@ -100,11 +100,11 @@ class BackendProcess:
             text=True,
         )
         assert self._process.stdout is not None
-        said = self._process.stdout.readline()
-        if not said.startswith("listening on port "):
+        first_line = self._process.stdout.readline()
+        if not first_line.startswith("listening on port "):
             self.stop()
             raise RuntimeError("the backend did not start")
-        self.port = int(said.rsplit(" ", 1)[1])
+        self.port = int(first_line.rsplit(" ", 1)[1])
 
     def stop(self) -> None:
         """End the process and lose its state."""

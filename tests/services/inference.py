@@ -26,12 +26,12 @@ FILES = {".safetensors", ".json", ".bin", ".pt", ".pth"}
 
 @dataclass
 class InferenceServer:
-    """Draws with one base model, one style after the other."""
+    """Draws images with one base model and one style at a time."""
 
     pipeline: StableDiffusionPipeline
     emulator: Emulator
     bucket: str
-    """Its own GCS_BUCKET_NAME."""
+    """The inference server's GCS_BUCKET_NAME."""
 
     @staticmethod
     def generator() -> torch.Generator:

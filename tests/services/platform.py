@@ -1,4 +1,4 @@
-"""What the platform of December 2025 does before a job: it stores images and publishes a task."""
+"""What the platform of December 2025 does before a job: store images and publish a task."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from tests.services.missing import skip_or_fail
 from tests.services.waiting import PATIENCE
 
 PORT = int(os.environ.get("TEST_RABBITMQ_PORT", "5672"))
-"""tests/brokers sets another one."""
+"""Port of the broker; tests/brokers sets another one."""
 
 
 @contextmanager

@@ -41,7 +41,7 @@ from domain.results import Artifact, CheckpointRef, Preview, TrainingMetric
 from domain.task import TrainingTask
 from tests.application.world import received, settled
 
-SECRET = "a-secret-token-that-nobody-may-see"
+SECRET = "a-secret-token-that-no-page-may-show"
 GPU = GpuReading(
     index=0,
     name="NVIDIA GeForce RTX 4090",
@@ -90,7 +90,7 @@ class Scene:
         self.worker_state.model = "stable-diffusion-v1-5"
         self.previews = PreviewCache()
         self.counted = counted = JobMetrics(self.metrics, self.clock.monotonic)
-        self.tell = EventBus(self.worker_state, counted, self.previews)
+        self.publish = EventBus(self.worker_state, counted, self.previews)
 
     def sources(self) -> Sources:
         """The data sources of the page."""
@@ -122,18 +122,18 @@ class Scene:
 
     def start(self, style_id: int, *, attempt: int = 1, resumed_from: int | None = None) -> None:
         """A task starts."""
-        self.tell(received(task(style_id)))
-        self.tell(LeaseWritten(task_id=task(style_id).task_id, at=self.clock.now(), error=None))
+        self.publish(received(task(style_id)))
+        self.publish(LeaseWritten(task_id=task(style_id).task_id, at=self.clock.now(), error=None))
         at = None
         if resumed_from is not None:
             at = CheckpointRef(Location("models", "checkpoint"), resumed_from, resumed_from * 12)
-        self.tell(JobStarted(**ids(style_id), attempt=attempt, resumed_from=at))
+        self.publish(JobStarted(**ids(style_id), attempt=attempt, resumed_from=at))
 
     def train(self, style_id: int, *, epochs: int = 200, first: int = 1, until: int = 200) -> None:
         """Train epochs of twelve steps, half a second each."""
         self.clock.advance(3.4)
         parameters = TrainingParameters(epochs=epochs, resolution=512)
-        self.tell(TrainingBegan(**ids(style_id), parameters=parameters, image_count=12))
+        self.publish(TrainingBegan(**ids(style_id), parameters=parameters, image_count=12))
         for epoch in range(first, until + 1):
             self.clock.advance(6.0)
             wave = 0.012 * math.sin(epoch * 1.7) + 0.008 * math.sin(epoch * 4.1)
@@ -145,43 +145,43 @@ class Scene:
                 loss=0.11 + 0.09 * math.exp(-epoch / 45) + wave,
                 steps_per_second=2.0,
             )
-            self.tell(ProgressMade(**ids(style_id), progress=progress, epoch_finished=True))
+            self.publish(ProgressMade(**ids(style_id), progress=progress, epoch_finished=True))
             if epoch % 10 == 0:
                 at = CheckpointRef(Location("models", "checkpoint"), epoch, epoch * 12)
-                self.tell(CheckpointSaved(**ids(style_id), checkpoint=at))
+                self.publish(CheckpointSaved(**ids(style_id), checkpoint=at))
 
     def complete(self, style_id: int, *, previews: bool = True) -> None:
         """The style is uploaded and announced."""
         metric = TrainingMetric(loss=0.1106, epochs=200, steps=2400)
-        self.tell(TrainingFinished(**ids(style_id), metric=metric))
+        self.publish(TrainingFinished(**ids(style_id), metric=metric))
         self.clock.advance(8.0)
         if previews:
             self.draw(style_id, 200)
-        self.tell(ArtifactStored(**ids(style_id), artifact=ARTIFACT))
-        self.tell(AnnouncementBegun(**ids(style_id), call=1))
-        self.tell(JobCompleted(**ids(style_id), artifact=ARTIFACT))
-        self.tell(settled(task(style_id), Ack()))
+        self.publish(ArtifactStored(**ids(style_id), artifact=ARTIFACT))
+        self.publish(AnnouncementBegun(**ids(style_id), call=1))
+        self.publish(JobCompleted(**ids(style_id), artifact=ARTIFACT))
+        self.publish(settled(task(style_id), Ack()))
 
     def draw(self, style_id: int, epoch: int, *, finished: bool = True) -> None:
         """Previews are drawn; those without the style only once it is finished."""
         for with_lora in (False, True) if finished else (True,):
             drawn = tuple(Preview(p, n, a_png(n, with_lora)) for n, p in enumerate(PROMPTS))
-            self.tell(
+            self.publish(
                 PreviewsDrawn(**ids(style_id), epoch=epoch, previews=drawn, with_lora=with_lora)
             )
 
     def fail(self, style_id: int, code: FailureCode, message: str) -> None:
         """The job fails."""
         failure = Failure(code, message)
-        self.tell(FailureRecorded(**ids(style_id), failure=failure))
-        self.tell(AnnouncementBegun(**ids(style_id), call=1))
-        self.tell(JobFailed(**ids(style_id), failure=failure))
-        self.tell(settled(task(style_id), Ack()))
+        self.publish(FailureRecorded(**ids(style_id), failure=failure))
+        self.publish(AnnouncementBegun(**ids(style_id), call=1))
+        self.publish(JobFailed(**ids(style_id), failure=failure))
+        self.publish(settled(task(style_id), Ack()))
 
     def interrupt(self, style_id: int) -> None:
         """The worker is stopped."""
-        self.tell(JobInterrupted(**ids(style_id), reason="its worker shut down", failures=0))
-        self.tell(settled(task(style_id), Requeue()))
+        self.publish(JobInterrupted(**ids(style_id), reason="its worker shut down", failures=0))
+        self.publish(settled(task(style_id), Requeue()))
 
 
 def ids(style_id: int) -> Any:
@@ -230,9 +230,9 @@ def training() -> Scene:
     scene.train(42, until=46)
     scene.interrupt(42)
     scene.clock.advance(10)
-    scene.tell(received(task(40)))
+    scene.publish(received(task(40)))
     lease = "worker atelier-2 holds the lease for 48 s more"
-    scene.tell(settled(task(40), RetryLater(48.0, lease)))
+    scene.publish(settled(task(40), RetryLater(48.0, lease)))
     scene.start(42, attempt=2, resumed_from=40)
     scene.train(42, first=41, until=127)
     scene.clock.advance(2)

@@ -71,7 +71,7 @@ class Run:
         self.world.timeline.at(moment, lambda: self.world.queue.publish(body))
 
     def _start(self, slot: int, life: int) -> None:
-        """Start a machine, and replace it whenever it is gone."""
+        """Start a machine, and replace it whenever it ends."""
         machine = Machine(
             self.world,
             f"worker-{slot}.{life}",

@@ -47,7 +47,7 @@ def write_anyway(self: FencedBlob, data: bytes) -> None:
 
 
 def take_at_once(self: Lease, *_: Any) -> None:
-    """Take the lease, whoever holds it."""
+    """Take the lease even if another worker holds it."""
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def violations(run: Run) -> list[str]:
 
 
 def repeats(run: Run) -> int:
-    """Number of final calls that the backend took again, all with the key of the first."""
+    """Number of `complete` and `failed` calls accepted again, all with the key of the first."""
     final = [call for call in run.world.calls if call.kind != "progress" and call.taken_at]
     return len(final) - len({call.style_id for call in final})
 
@@ -81,7 +81,7 @@ def _calls(run: Run, style_id: int, wanted: set[str]) -> Iterator[str]:
     end = final[0].taken_at or 0.0
     for call in taken:
         if call.kind == "progress" and (call.taken_at or 0.0) > end:
-            yield f"{name}: progress after the final call, at {call.taken_at:.1f} s"
+            yield f"{name}: progress after the outcome, at {call.taken_at:.1f} s"
 
 
 def _repeat_is_excused(run: Run, before: Call, after: Call) -> bool:

@@ -1,4 +1,4 @@
-"""What outlives workers: the store, the backend, the broker, and the record of all events."""
+"""The servers that outlive workers, and the record of all events."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.simulation.timeline import Process, Timeline
 
 KEYS = StorageKeys(Bucket("models"))
 CONFIG = WorkerConfig(fetch_concurrency=1, max_failures=1000)
-"""The defaults, except for our own threads, and no limit for jobs that only meet crashes."""
+"""The defaults, but with one fetch thread and without a limit for crashes."""
 IMAGES, EPOCHS, BATCH = 10, 25, 4
 STEPS = EPOCHS * -(-IMAGES // BATCH)
 HOPELESS = 4

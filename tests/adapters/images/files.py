@@ -19,7 +19,7 @@ from domain.image import ImageFacts
 
 SIZE = (320, 288)
 CASES = Path(__file__).parent / "cases"
-"""Files of other programs that were once read wrongly."""
+"""Files of other programs that earlier versions decoded wrongly."""
 
 
 def scene(seed: int = 0, size: tuple[int, int] = SIZE) -> Image.Image:
@@ -28,7 +28,7 @@ def scene(seed: int = 0, size: tuple[int, int] = SIZE) -> Image.Image:
 
 
 def encode(image: Image.Image, format: str, **options: Any) -> bytes:
-    """The file that Pillow writes of an image."""
+    """The image encoded by Pillow."""
     file = BytesIO()
     image.save(file, format, **options)
     return file.getvalue()
@@ -40,7 +40,7 @@ def srgb_profile() -> bytes:
 
 
 def facts_of(data: bytes) -> ImageFacts:
-    """What is known of an image that is trained at 512 pixels."""
+    """The facts of an image for a training at 512 pixels."""
     return prepare(open_image(data), 512).facts
 
 
@@ -78,14 +78,14 @@ def rgba_bomb(side: int) -> bytes:
 
 
 def jpeg_of_scans(scans: int, size: tuple[int, int] = SIZE) -> bytes:
-    """A progressive JPEG file whose last scan is there again and again."""
+    """A progressive JPEG file that repeats its last scan."""
     data = encode(scene(size=size).convert("L"), "JPEG", progressive=True)
     start = data.rindex(b"\xff\xda")
     return data[:start] + data[start:-2] * (scans - data[:start].count(b"\xff\xda")) + data[-2:]
 
 
 def animated_webp(frames: int, size: tuple[int, int] = SIZE) -> bytes:
-    """A WebP file whose first frame is there again and again."""
+    """A WebP file that repeats its first frame."""
     pair = encode(
         scene(size=size), "WEBP", save_all=True, append_images=[scene(1, size)], lossless=True
     )

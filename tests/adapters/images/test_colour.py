@@ -76,7 +76,7 @@ def test_a_colour_profile_is_applied() -> None:
 
 
 def grey_profile() -> bytes:
-    """Of a scanner with linear light instead of the usual perceived brightness."""
+    """The profile of a scanner that stores linear light."""
     name = b"desc" + bytes(4) + struct.pack(">I", 5) + b"grey".ljust(84, b"\x00")
     white = b"XYZ " + bytes(4) + struct.pack(">III", 63190, 65536, 54061)
     curve = b"curv" + bytes(8)

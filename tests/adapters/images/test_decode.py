@@ -35,7 +35,7 @@ UNDO = {
     7: lambda image: image.transpose(Image.Transpose.TRANSVERSE),
     8: lambda image: image.transpose(Image.Transpose.ROTATE_270),
 }
-"""How a camera that was held so stores an upright scene."""
+"""For each EXIF orientation, how the camera stores an upright scene."""
 
 
 @pytest.mark.parametrize("orientation", UNDO)
@@ -137,7 +137,7 @@ def test_cmyk_becomes_rgb() -> None:
 @pytest.mark.parametrize("orientation", [1, 6, 8])
 @pytest.mark.parametrize("size", [(640, 320), (192, 448)])
 def test_an_image_is_fitted_as_by_one_call(orientation: int, size: tuple[int, int]) -> None:
-    """Though it is converted and scaled in strips, and lies on its side."""
+    """This holds for images that are rotated, and converted and scaled in strips."""
     wide, exif = scene(size=(2900, 1100)), Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     stored: Callable[[Image.Image], Image.Image] = UNDO[orientation]

@@ -13,7 +13,7 @@ from domain.image import ImageRefused
 from tests.adapters.images.files import animated_webp, encode, scene, srgb_profile
 
 FILES = 3000
-"""For each format."""
+"""Number of files for each format."""
 
 SMALL = (96, 64)
 WHOLE = {

@@ -87,8 +87,8 @@ def test_a_large_image_takes_no_more_memory_than_was_reserved() -> None:
     finally:
         done.set()
         watcher.join()
-    whole = 4 * 6000 * 6000
-    assert whole < peak < whole + 150e6
+    decoded = 4 * 6000 * 6000
+    assert decoded < peak < decoded + 150e6
 
 
 def test_a_crashing_decoder_fails_one_image_only(inspector: IsolatedInspector) -> None:
@@ -131,12 +131,12 @@ def test_a_stop_takes_effect_within_two_seconds(phase: str) -> None:
     with ThreadPoolExecutor(2) as pool:
         other = pool.submit(inspector.inspect, slow, RESOLUTION, busy) if "for" in phase else None
         time.sleep(0.7)
-        asked = pool.submit(inspector.inspect, slow, RESOLUTION, stop)
+        inspection = pool.submit(inspector.inspect, slow, RESOLUTION, stop)
         time.sleep(0.7)
         stop.request(StopReason.CANCELLED)
         before = time.monotonic()
         with pytest.raises(Stopped):
-            asked.result()
+            inspection.result()
         assert time.monotonic() - before < 2
         busy.request(StopReason.CANCELLED)
         if other is not None:
@@ -147,12 +147,12 @@ def test_a_stop_takes_effect_within_two_seconds(phase: str) -> None:
 def test_no_process_remains_after_a_stop() -> None:
     before, inspector, stop = children(), IsolatedInspector(processes=1), StopSignal()
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(inspector.inspect, rgba_bomb(SLOW), RESOLUTION, stop)
+        inspection = pool.submit(inspector.inspect, rgba_bomb(SLOW), RESOLUTION, stop)
         while children() <= before:
             time.sleep(0.05)
         stop.request(StopReason.SHUTDOWN)
         with pytest.raises(Stopped):
-            asked.result()
+            inspection.result()
     assert children() <= before
 
 

@@ -70,15 +70,15 @@ def test_facts_depend_on_the_pixels_and_not_on_the_file() -> None:
 @pytest.mark.parametrize("percent", [1, 3, 10, 25, 50, 75, 90, 97, 99])
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "AVIF"])
 def test_a_truncated_file_is_refused(format: str, percent: int) -> None:
-    whole = encode(scene(), format)
-    cut = whole[: max(40, len(whole) * percent // 100)]
+    complete = encode(scene(), format)
+    cut = complete[: max(40, len(complete) * percent // 100)]
     assert "damaged or incomplete" in reason(cut)
 
 
 @pytest.mark.parametrize("percent", [10, 50, 90])
 def test_a_truncated_progressive_jpeg_is_refused(percent: int) -> None:
-    whole = encode(scene(), "JPEG", progressive=True)
-    assert "damaged or incomplete" in reason(whole[: len(whole) * percent // 100])
+    complete = encode(scene(), "JPEG", progressive=True)
+    assert "damaged or incomplete" in reason(complete[: len(complete) * percent // 100])
 
 
 @pytest.mark.parametrize("percent", [30, 60, 90])
@@ -192,8 +192,8 @@ def test_a_rescaled_or_recompressed_copy_is_a_near_duplicate(seed: int) -> None:
         encode(original, "JPEG", quality=40),
         encode(original.resize((448, 392)), "WEBP", quality=60),
     ]
-    whole = encode(original, "PNG")
-    assert max(distance(whole, copy) for copy in copies) <= NEAR_DUPLICATE_BITS
+    original_file = encode(original, "PNG")
+    assert max(distance(original_file, copy) for copy in copies) <= NEAR_DUPLICATE_BITS
 
 
 def test_different_scenes_are_seldom_near_duplicates() -> None:

@@ -84,9 +84,9 @@ def test_a_png_without_its_end_chunk_is_used(missing: int) -> None:
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("missing", [1, 2])
 def test_a_jpeg_without_its_end_marker_is_used(missing: int, progressive: bool) -> None:
-    whole = encode(scene(), "JPEG", progressive=progressive)
-    assert furthest(decode(whole[:-missing]), decode(whole)) == 0
-    assert notes(whole[:-missing]) == ("its end is missing, but its pixels are complete",)
+    complete = encode(scene(), "JPEG", progressive=progressive)
+    assert furthest(decode(complete[:-missing]), decode(complete)) == 0
+    assert notes(complete[:-missing]) == ("its end is missing, but its pixels are complete",)
 
 
 def test_a_jpeg_of_another_program_without_its_end_marker() -> None:
@@ -97,15 +97,15 @@ def test_a_jpeg_of_another_program_without_its_end_marker() -> None:
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("missing", [20, 60, 300])
 def test_a_jpeg_truncated_in_its_pixels_is_refused(missing: int, progressive: bool) -> None:
-    whole = encode(scene(), "JPEG", progressive=progressive)
+    complete = encode(scene(), "JPEG", progressive=progressive)
     with pytest.raises(ImageRefused, match="damaged or incomplete"):
-        decode(whole[:-missing])
+        decode(complete[:-missing])
 
 
 def test_bytes_after_the_end_of_a_jpeg_are_ignored() -> None:
-    """Phones append videos."""
-    whole = encode(scene(), "JPEG")
-    assert furthest(decode(whole + b"\xff\xda\x00\x02" * 10_000), decode(whole)) == 0
+    """Phones append a video to a JPEG file."""
+    complete = encode(scene(), "JPEG")
+    assert furthest(decode(complete + b"\xff\xda\x00\x02" * 10_000), decode(complete)) == 0
 
 
 @pytest.mark.parametrize(

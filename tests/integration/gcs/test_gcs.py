@@ -50,7 +50,7 @@ def media_requests(proxy: FaultyProxy) -> int:
 
 
 @pytest.mark.parametrize(
-    ("rule", "expected", "said"),
+    ("rule", "expected", "message"),
     [
         (google(403, "forbidden"), BlobDenied, "Storage Object Viewer.*objects.list.*missing"),
         (google(401, "authError"), BlobUnavailable, "GOOGLE_APPLICATION_CREDENTIALS"),
@@ -70,7 +70,7 @@ def media_requests(proxy: FaultyProxy) -> int:
     ids=lambda value: value.fault + str(value.status) if isinstance(value, Rule) else None,
 )
 def test_each_fault_is_the_ports_error_with_a_remedy(
-    store: Store, proxy: FaultyProxy, rule: Rule, expected: type[Exception], said: str
+    store: Store, proxy: FaultyProxy, rule: Rule, expected: type[Exception], message: str
 ) -> None:
     calls: list[Callable[[], object]] = [
         lambda: store.blobs.get(store.at("a")),
@@ -78,7 +78,7 @@ def test_each_fault_is_the_ports_error_with_a_remedy(
     ]
     for call in calls:
         proxy.rules(rule)
-        with pytest.raises(expected, match=said) as raised:
+        with pytest.raises(expected, match=message) as raised:
             call()
         assert type(raised.value) is expected
 
@@ -123,11 +123,11 @@ def test_a_missing_bucket_is_distinguished_from_a_missing_blob(store: Store) -> 
 
 
 def test_a_write_to_a_bucket_that_does_not_exist_is_denied(options: GcsOptions) -> None:
-    blobs = GcsBlobStore(options, readable=[], writable=["gone"], sleep=lambda _: None)
-    at = Location("gone", "a", "gs")
+    blobs = GcsBlobStore(options, readable=[], writable=["no-such-bucket"], sleep=lambda _: None)
+    at = Location("no-such-bucket", "a", "gs")
     calls: list[Callable[[], object]] = [lambda: blobs.put(at, b"1"), lambda: blobs.delete(at)]
     for call in calls:
-        with pytest.raises(BlobDenied, match="no bucket 'gone'"):
+        with pytest.raises(BlobDenied, match="no bucket 'no-such-bucket'"):
             call()
 
 
@@ -206,7 +206,7 @@ def test_a_condition_on_a_large_blob_is_sent(store: Store, proxy: FaultyProxy) -
 
 
 @pytest.mark.parametrize(
-    ("denied", "call", "said"),
+    ("denied", "call", "message"),
     [
         ("other", lambda blobs, at: blobs.get(at), "is not allowed, only .*ALLOWED_IMAGE"),
         ("other", lambda blobs, at: blobs.list(Bucket(at.bucket, "gs"), ""), "is not allowed"),
@@ -220,18 +220,18 @@ def test_a_bucket_that_is_not_allowed_is_denied_before_anything_is_sent(
     proxy: FaultyProxy,
     denied: str,
     call: Callable[[BlobStore, Location], object],
-    said: str,
+    message: str,
 ) -> None:
     proxy.clear()
-    with pytest.raises(BlobDenied, match=said):
+    with pytest.raises(BlobDenied, match=message):
         call(store.blobs, Location(denied, "a", "gs"))
     assert not proxy.seen()
 
 
 def test_an_unreachable_store_is_unavailable(options: GcsOptions) -> None:
     (port,) = free_ports(1)
-    away = GcsOptions(emulator_url=f"http://127.0.0.1:{port}", retry_seconds=0.1)
-    blobs = GcsBlobStore(away, readable=["images"], writable=[], sleep=lambda _: None)
+    unreachable = GcsOptions(emulator_url=f"http://127.0.0.1:{port}", retry_seconds=0.1)
+    blobs = GcsBlobStore(unreachable, readable=["images"], writable=[], sleep=lambda _: None)
     with pytest.raises(BlobUnavailable, match="cannot be reached"):
         blobs.get(Location("images", "a", "gs"))
 
@@ -259,7 +259,7 @@ def test_a_machine_without_credentials_is_told_what_to_set(
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"connect_timeout": 0.0}, "connect_timeout must be more than 0"),
         ({"read_timeout": 0.0}, "read_timeout must be more than 0"),
@@ -269,6 +269,6 @@ def test_a_machine_without_credentials_is_told_what_to_set(
         ({"emulator_url": "127.0.0.1:4443"}, "STORAGE_EMULATOR_HOST.*give http://host:port"),
     ],
 )
-def test_a_wrong_option_is_named_with_its_remedy(wrong: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_wrong_option_is_named_with_its_remedy(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         GcsOptions(**wrong)

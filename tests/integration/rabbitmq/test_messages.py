@@ -43,7 +43,7 @@ def test_a_long_reason_is_cut_to_the_frame_size(queue: RabbitQueue) -> None:
 
 
 class RawHeaders(BasicProperties):
-    """Properties that are nothing but these bytes for a table of headers."""
+    """Message properties whose header table consists of these bytes."""
 
     def __init__(self, table: bytes) -> None:
         super().__init__()

@@ -49,7 +49,7 @@ def test_heartbeats_are_served_while_the_worker_is_busy(
         queue.acknowledge(delivery)
         assert queue.receive(0.2) is None
     assert caplog.text.count("connected to RabbitMQ") == 1
-    # The broker does take connections away from those who let their heart stop for so long.
+    # The broker closes a connection without heartbeats within that time.
     with pytest.raises(AMQPError):
         idle.channel()
 
@@ -137,7 +137,7 @@ def test_a_working_thread_is_not_disturbed_by_the_loss_of_its_delivery(
         assert queue.depths()[options.queue] == 0
 
 
-# --- What is wrong, and its remedy -------------------------------------------------------
+# --- Connection problems ---
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "password": ({"password": "s3cret-x"}, "rejects user 'guest': check user name and password"),

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.integration
 
 
 def test_the_check_reads_writes_and_leaves_nothing(store: Store, proxy: FaultyProxy) -> None:
-    said = check_bucket(store.blobs, store.at("checks/worker-1"), write=True)
-    assert "read and written" in said
+    report = check_bucket(store.blobs, store.at("checks/worker-1"), write=True)
+    assert "read and written" in report
     assert store.blobs.list(Bucket(store.bucket), "") == []
     proxy.clear()
     assert "can be read" in check_bucket(store.blobs, Location("images", "check"), write=False)
@@ -24,7 +24,7 @@ def test_the_check_reads_writes_and_leaves_nothing(store: Store, proxy: FaultyPr
 
 
 @pytest.mark.parametrize(
-    ("rule", "said"),
+    ("rule", "message"),
     [
         (access_denied(method="GET", target="list-type"), "listing.*s3:ListBucket"),
         (access_denied(method="PUT"), "writing.*s3:PutObject"),
@@ -32,10 +32,10 @@ def test_the_check_reads_writes_and_leaves_nothing(store: Store, proxy: FaultyPr
     ],
 )
 def test_the_check_names_the_missing_permission(
-    store: Store, proxy: FaultyProxy, rule: Rule, said: str
+    store: Store, proxy: FaultyProxy, rule: Rule, message: str
 ) -> None:
     proxy.rules(rule)
-    with pytest.raises(BlobDenied, match=said):
+    with pytest.raises(BlobDenied, match=message):
         check_bucket(store.blobs, store.at("check"), write=True)
     proxy.clear()
     assert store.blobs.list(Bucket(store.bucket), "") == []

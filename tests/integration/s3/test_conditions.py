@@ -1,4 +1,4 @@
-"""Exactly one of several conditional writers wins, and each learns its result."""
+"""Exactly one of several conditional writers succeeds, and each gets its own result."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_fenced_write_after_another_workers_is_superseded(store: Store) -> Non
 def test_no_fenced_write_is_lost_or_done_twice_whatever_the_network_does(
     options: S3Options, bucket: str, proxy: FaultyProxy, seed: int
 ) -> None:
-    """Writers append to one list; a writer in doubt reads it again."""
+    """Writers append to one list; after an uncertain write they read it again."""
     proxy.rules(
         Rule(fault="reset_after", probability=0.15),
         Rule(fault="reset_before", probability=0.1),

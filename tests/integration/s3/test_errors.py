@@ -28,7 +28,7 @@ def in_region(region: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("rule", "expected", "said"),
+    ("rule", "expected", "message"),
     [
         (internal_error(), BlobUnavailable, "an internal error.*temporary"),
         (slow_down(), BlobUnavailable, "request rate.*FETCH_CONCURRENCY"),
@@ -72,10 +72,10 @@ def in_region(region: str) -> str:
     ids=lambda value: value.fault if isinstance(value, Rule) else None,
 )
 def test_errors_are_reported_with_a_remedy(
-    store: Store, proxy: FaultyProxy, rule: Rule, expected: type[Exception], said: str
+    store: Store, proxy: FaultyProxy, rule: Rule, expected: type[Exception], message: str
 ) -> None:
     proxy.rules(rule)
-    with pytest.raises(expected, match=said) as raised:
+    with pytest.raises(expected, match=message) as raised:
         store.blobs.get(store.at("a"))
     assert f"s3://{store.bucket}/a" in str(raised.value)
     assert hits(proxy) >= 1
@@ -156,8 +156,8 @@ def test_missing_credentials_are_reported_with_their_settings(
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, "/no/such/file")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    nobody = S3Options(endpoint_url=options.endpoint_url, region=options.region)
-    store = make(nobody, "bucket-of-ours")
+    anonymous = S3Options(endpoint_url=options.endpoint_url, region=options.region)
+    store = make(anonymous, "bucket-of-ours")
     with pytest.raises(BlobUnavailable, match="set AWS_ACCESS_KEY_ID"):
         store.blobs.get(store.at("a"))
     assert proxy.seen() == []
@@ -208,7 +208,7 @@ def test_a_wall_clock_set_back_after_throttling_delays_nothing(
     really = time.time
     monkeypatch.setattr(time, "time", lambda: really() - 7200)
     found: list[bytes] = []
-    # A daemon: should it wait for the clock to catch up, nobody waits for it.
+    # A daemon, so that a reader that waits for the clock to catch up does not block the exit.
     reader = threading.Thread(
         target=lambda: found.append(store.blobs.get(store.at("a")).data), daemon=True
     )

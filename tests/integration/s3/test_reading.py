@@ -78,7 +78,7 @@ def test_a_body_with_a_truncated_tls_stream_is_incomplete() -> None:
             raise SSLError("bad record mac")
 
     response = {"Body": StreamingBody(Raw(), 10), "ContentLength": 10}
-    client: Any = SimpleNamespace(get_object=lambda **_asked: response)
+    client: Any = SimpleNamespace(get_object=lambda **_arguments: response)
     with pytest.raises(ChecksumMismatch, match="bad record mac"):
         download(client, Location("bucket", "a"), None)
 
@@ -94,7 +94,7 @@ def test_an_object_that_was_stored_as_gzip_is_unpacked(store: Store, direct: S3C
     assert store.blobs.get(packed, max_bytes=len(image)).data == image
     with pytest.raises(BlobTooLarge):
         store.blobs.get(packed, max_bytes=len(image) - 1)
-    assert store.blobs.get(stored("only said to be", image)).data == image
+    assert store.blobs.get(stored("not packed", image)).data == image
 
 
 def test_truncated_gzip_is_never_returned(store: Store, direct: S3Client) -> None:

@@ -1,4 +1,4 @@
-"""A store under test, behind a proxy that may break what passes."""
+"""A store under test, behind a fault-injecting proxy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOKEN = "a-session-token-of-the-tests"
 
 @dataclass
 class Store:
-    """The store under test, through the proxy, and what it waited."""
+    """The store under test, behind the proxy, and the seconds that it slept."""
 
     blobs: S3BlobStore
     bucket: str
