@@ -23,11 +23,11 @@ SUITES = {
     ),
     "faults": (
         "tests/faults/test_broker.py",
-        "tests/faults/test_broker_tls.py",
-        "tests/faults/test_ack_timeout.py",
-        "tests/faults/test_quorum_queue.py",
+        "tests/faults/broker/test_ack_timeout.py",
+        "tests/faults/broker/test_permissions.py",
+        "tests/faults/broker/test_quorum_queue.py",
+        "tests/faults/broker/test_tls.py",
         "tests/faults/test_job_and_broker.py",
-        "tests/deploy/test_broker_permissions.py",
     ),
 }
 

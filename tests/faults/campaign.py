@@ -22,6 +22,7 @@ from pika.exceptions import AMQPError
 
 from tests.faults.chaos import Chaos
 from tests.faults.deployment import (
+    BROKER_FLAGS,
     FIRST_STYLE,
     SEED_OF_ANOTHER_KIND,
     SEEDS,
@@ -32,6 +33,7 @@ from tests.faults.deployment import (
 from tests.faults.pool import Pool
 from tests.faults.reference import expected, references
 from tests.faults.verdict import Verdict, tracebacks
+from tests.services.broker import own_broker
 
 MIN_WAVE = 4
 """Minimum number of concurrent tasks; more if needed to fill all slots and make one task wait."""
@@ -195,14 +197,15 @@ def main(argv: list[str] | None = None) -> int:
     seed = time.time_ns() % 2**32 if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        verdict = campaign(
-            options.runs,
-            options.workers,
-            seed,
-            options.keep or Path(scratch),
-            together=options.together,
-            store=options.store,
-        )
+        folder = options.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            own_broker(flags=BROKER_FLAGS) as broker,
+            a_deployment(broker, folder, options.store) as deployment,
+        ):
+            verdict = campaign(
+                deployment, options.runs, options.workers, seed, folder, together=options.together
+            )
     for remark in verdict.remarks:
         print(f"  {remark}")
     print(verdict.line(), flush=True)
@@ -210,35 +213,33 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def campaign(
+    deployment: Deployment,
     runs: int,
     workers: int,
     seed: int,
     folder: Path,
     *,
     together: int = 1,
-    store: str = "s3",
     known: dict[int, bytes] | None = None,
 ) -> Verdict:
-    """Set the deployment up, run, and shut it down.
+    """Start workers, run the tasks under faults, and stop the workers.
 
     Args:
+        folder: the deployment's; also for the workers' logs.
         together: maximum number of jobs that one worker trains at a time.
-        store: ``s3`` or ``gcs``.
         known: references of an earlier campaign; missing ones are added.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     wanted = {} if known is None else known
-    with a_deployment(folder, store) as deployment:
-        missing = [variant for variant in variants(together) if variant not in wanted]
-        if missing:
-            wanted |= references(deployment, folder / "reference", missing)
-        pool = Pool(workers, deployment.settings(together), folder / "workers")
-        try:
-            rng = random.Random(seed)
-            run = Campaign(deployment, pool, rng, lambda line: print(line, flush=True), together)
-            return run.run(min(runs, MAX_RUNS), wanted)
-        finally:
-            pool.stop()
+    missing = [variant for variant in variants(together) if variant not in wanted]
+    if missing:
+        wanted |= references(deployment, folder / "reference", missing)
+    pool = Pool(workers, deployment.settings(together), folder / "workers")
+    try:
+        rng = random.Random(seed)
+        run = Campaign(deployment, pool, rng, lambda line: print(line, flush=True), together)
+        return run.run(min(runs, MAX_RUNS), wanted)
+    finally:
+        pool.stop()
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class Chaos:
         else:
             self.deployment.broker.stop()
         moment = time.monotonic() + self.rng.uniform(0, 4)
-        self._until["broker"] = (moment, self.deployment.start_broker)
+        self._until["broker"] = (moment, self.deployment.broker.start)
 
     def _close_connections(self) -> None:
         if "broker" not in self._until:

@@ -29,7 +29,7 @@ from tests.adapters.images.files import (
 )
 from tests.faults.stores import IMAGES, MODELS, Store, a_store
 from tests.services.backend_process import BackendProcess
-from tests.services.broker import Broker, own_broker
+from tests.services.broker import Broker
 from tests.services.http_proxy import FaultyProxy, running_proxy
 from tests.services.queues import raw_channel
 
@@ -37,6 +37,12 @@ QUEUE = "model_training"
 FIRST_STYLE = 1001
 """Style numbers have four digits: a file's bytes depend on the number but not on its length, so
 one reference serves all styles of a variant."""
+BROKER_FLAGS = (
+    "-rabbit channel_tick_interval 1000 -rabbit dead_letter_worker_publisher_confirm_timeout 1000"
+)
+"""Milliseconds until the broker checks acknowledgement timeouts (default: a minute), and until it
+repeats an unconfirmed move from a retry queue to the main queue, for example because the main
+queue had not started (default: three minutes)."""
 SEEDS = (1, 2)
 """Variants of the task, each with its own reference."""
 SEED_OF_ANOTHER_KIND = 3
@@ -72,15 +78,6 @@ class Deployment:
     images: tuple[str, ...]
     hostile: tuple[str, ...]
     """URIs of images that exhaust memory or time, or cannot be decoded."""
-
-    def start_broker(self) -> None:
-        """Restart the broker, unchanged."""
-        self.broker.start()
-        self.look_often_for_timeouts()
-
-    def look_often_for_timeouts(self) -> None:
-        """Make the broker check acknowledgement timeouts every second instead of every minute."""
-        self.broker.evaluate("application:set_env(rabbit, channel_tick_interval, 1000)")
 
     def consumer_timeout(self, seconds: float) -> None:
         """Set the acknowledgement timeout; it applies to channels opened afterwards."""
@@ -213,11 +210,16 @@ def garbage(rng: random.Random, style_id: int) -> bytes:
 
 
 @contextmanager
-def a_deployment(folder: Path, store_kind: str = "s3") -> Iterator[Deployment]:
-    """All services started and empty, and their paths."""
+def a_deployment(broker: Broker, folder: Path, store_kind: str = "s3") -> Iterator[Deployment]:
+    """The broker, emptied, and the other services, started.
+
+    Args:
+        folder: keeps the images.
+        store_kind: ``s3`` or ``gcs``.
+    """
+    broker.delete_queues()
     paths = draw_style_set(folder / "images", count=10, seed=5, size=320)
     with (
-        own_broker() as broker,
         a_store(store_kind) as store,
         running_proxy(store.url) as proxy,
         BackendProcess() as backend,
@@ -234,6 +236,4 @@ def a_deployment(folder: Path, store_kind: str = "s3") -> Iterator[Deployment]:
             tuple(f"{store.scheme}://{IMAGES}/{path.name}" for path in some)
             for some in (paths, bad)
         )
-        deployment = Deployment(broker, store, proxy, backend, images, hostile)
-        deployment.look_often_for_timeouts()
-        yield deployment
+        yield Deployment(broker, store, proxy, backend, images, hostile)

@@ -46,7 +46,7 @@ class Slot:
 
 @cache
 def server_with_wall_clock() -> ForkServer:
-    """Forks workers whose wall clock can be set."""
+    """Forks workers whose wall clock can be set; without a file, it is the machine's."""
     folder = TemporaryDirectory()
     atexit.register(folder.cleanup)
     library = Path(folder.name) / "wall_clock.so"

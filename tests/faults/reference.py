@@ -12,6 +12,7 @@ import torch
 
 from adapters.common.tensor_file import TensorFileDamaged, decode
 from tests.faults.deployment import FIRST_STYLE, Deployment, task_body
+from tests.faults.pool import server_with_wall_clock
 from tests.faults.stores import IMAGES, MODELS
 from tests.services.commands import run
 
@@ -35,12 +36,13 @@ def references(deployment: Deployment, folder: Path, seeds: Sequence[int]) -> di
         "STORAGE_DIR": str(buckets),
         "AWS_STORAGE_BUCKET_NAME": IMAGES,
         "MODEL_BUCKET_NAME": MODELS,
+        "PREVIEW_SHARE": "0",
     }
     for number, seed in enumerate(seeds):
         task_id = f"00000000-0000-4000-8000-{seed:012d}"
         body = task_body(task_id, FIRST_STYLE + number, seed, deployment.images)
         (spool / f"{seed}.json").write_bytes(body)
-    done = run("worker", "--once", cwd=folder, **settings)
+    done = run("worker", "--once", cwd=folder, server=server_with_wall_clock(), **settings)
     files = {
         seed: buckets / MODELS / "models" / f"style_{FIRST_STYLE + number}.safetensors"
         for number, seed in enumerate(seeds)

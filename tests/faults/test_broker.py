@@ -16,22 +16,16 @@ from adapters.common.queue_ports import DeadLetterAction
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
 from application.ports import Delivery, DeliveryLost, QueueUnavailable
-from tests.services.broker import Broker, own_broker
+from tests.services.broker import Broker
 from tests.services.queues import opened, raw_channel, receive
 from tests.services.waiting import eventually
 
 pytestmark = pytest.mark.faults
 
 
-REPEAT_AFTER = "-rabbit dead_letter_worker_publisher_confirm_timeout 1000"
-"""Milliseconds until the broker repeats an unconfirmed move from a retry queue to the main queue,
-for example because the main queue had not started; the default is three minutes."""
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with own_broker(flags=REPEAT_AFTER) as made:
-        yield made
+@pytest.fixture
+def broker(restartable_broker: Broker) -> Broker:
+    return restartable_broker
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.deployment import FIRST_STYLE, Deployment, a_deployment
+from tests.faults.pool import server_with_wall_clock
+from tests.services.broker import Broker
 from tests.services.commands import a_worker
 from tests.services.waiting import eventually
 
@@ -17,8 +19,8 @@ pytestmark = pytest.mark.faults
 
 
 @pytest.fixture
-def deployment(tmp_path: Path) -> Iterator[Deployment]:
-    with a_deployment(tmp_path) as made:
+def deployment(restartable_broker: Broker, tmp_path: Path) -> Iterator[Deployment]:
+    with a_deployment(restartable_broker, tmp_path) as made:
         yield made
 
 
@@ -30,12 +32,17 @@ def test_a_job_continues_while_its_broker_is_killed_and_is_announced_once(
     log = tmp_path / "worker.log"
     with (
         log.open("w") as stderr,
-        a_worker(cwd=tmp_path, stderr=stderr, **deployment.settings()) as _,
+        a_worker(
+            cwd=tmp_path,
+            stderr=stderr,
+            server=server_with_wall_clock(),
+            **deployment.settings(),
+        ),
     ):
         eventually(lambda: deployment.backend.calls, within=120)  # progress: training has begun
         deployment.broker.kill()
         time.sleep(1.0)
-        deployment.start_broker()
+        deployment.broker.start()
         eventually(lambda: deployment.backend.final, within=120)
         # The redelivered task is found to be done, and is acknowledged.
         eventually(lambda: sum(deployment.broker.depths().values()) == 0, within=60)

@@ -72,24 +72,24 @@ class Verdict:
         and every cancelled task as one of the two."""
         by_style: dict[int | None, list[Call]] = defaultdict(list)
         for call in calls:
-            if call.taken and call.kind != "progress":
+            if call.accepted and call.kind != "progress":
                 by_style[call.style_id].append(call)
         wanted = {order.style_id: ["complete"] for order in orders}
         wanted |= {style: ["failed"] for body in failing if (style := readable_style(body))}
         wanted |= {order.style_id: ["complete", "failed"] for order in unwanted}
         for style, kinds in wanted.items():
-            taken = by_style.pop(style, [])
-            if {call.kind for call in taken} not in [{kind} for kind in kinds]:
+            accepted = by_style.pop(style, [])
+            if {call.kind for call in accepted} not in [{kind} for kind in kinds]:
                 self.lost += 1
-                actual = [(call.kind, call.body) for call in taken]
+                actual = [(call.kind, call.body) for call in accepted]
                 self.remarks.append(f"style {style}: {actual}, not {' or '.join(kinds)}")
-            self._judge_repeats(style, taken, violence)
-        for style, taken in by_style.items():
-            self.announced_twice += len(taken)
+            self._judge_repeats(style, accepted, violence)
+        for style, accepted in by_style.items():
+            self.announced_twice += len(accepted)
             self.remarks.append(f"style {style} was announced without a task")
 
-    def _judge_repeats(self, style: int, taken: list[Call], violence: Sequence[float]) -> None:
-        for before, after in pairwise(taken):
+    def _judge_repeats(self, style: int, accepted: list[Call], violence: Sequence[float]) -> None:
+        for before, after in pairwise(accepted):
             same = before.idempotency_key and before.idempotency_key == after.idempotency_key
             response_lost = before.response != 200
             worker_lost = any(before.at - 5 <= moment <= after.at for moment in violence)
@@ -103,9 +103,9 @@ class Verdict:
         """Check that no progress follows a `complete` or `failed` call."""
         ended = set()
         for call in calls:
-            if call.taken and call.kind != "progress":
+            if call.accepted and call.kind != "progress":
                 ended.add(call.style_id)
-            elif call.taken and call.style_id in ended:
+            elif call.accepted and call.style_id in ended:
                 self.announced_twice += 1
                 self.remarks.append(f"style {call.style_id}: progress after its outcome")
 

@@ -103,6 +103,11 @@ class Broker:
                 raise RuntimeError(f"the broker did not start:\n{self.log.read_text()[-4000:]}")
             time.sleep(0.05)
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped since."""
+        return self._node is not None
+
     def stop(self) -> None:
         """Stop gracefully: connections are closed, everything is written to disk."""
         self._end(signal.SIGTERM)
@@ -153,6 +158,13 @@ class Broker:
                 for name in listed
             }
         return {name: max(count, waiting[name]) for name, count in listed.items()}
+
+    def delete_queues(self) -> None:
+        """Delete every queue with its messages."""
+        with pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", self.port)) as broker:
+            channel = broker.channel()
+            for name in self.control("list_queues", "name", "--no-table-headers").split():
+                channel.queue_delete(name)
 
     def end(self) -> None:
         """Stop everything; only the folder remains."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from tests.services.fork_server import Command
+from tests.services.fork_server import Command, ForkServer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,18 +28,34 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 def run(
-    name: str, *arguments: str, cwd: Path, timeout: float = 240, **settings: str
+    name: str,
+    *arguments: str,
+    cwd: Path,
+    timeout: float = 240,
+    server: ForkServer | None = None,
+    **settings: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python -m entrypoints.name`` until it ends."""
-    return run_module(f"entrypoints.{name}", *arguments, cwd=cwd, timeout=timeout, **settings)
+    command = (f"entrypoints.{name}", *arguments)
+    return run_module(*command, cwd=cwd, timeout=timeout, server=server, **settings)
 
 
 def run_module(
-    *command: str, cwd: Path, timeout: float, **settings: str
+    *command: str,
+    cwd: Path,
+    timeout: float,
+    server: ForkServer | None = None,
+    **settings: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m`` with this module and its arguments until it ends."""
+    """Run ``python -m`` with this module and its arguments until it ends.
+
+    Args:
+        timeout: seconds.
+        server: forks the process; by default the shared server.
+        settings: environment variables.
+    """
     pipe, env = subprocess.PIPE, environment(**settings)
-    with Command(command, cwd=cwd, env=env, stdout=pipe, stderr=pipe) as process:
+    with Command(command, cwd=cwd, env=env, stdout=pipe, stderr=pipe, server=server) as process:
         try:
             printed, errors = process.communicate(timeout=timeout)
         except BaseException:
@@ -50,7 +66,11 @@ def run_module(
 
 @contextmanager
 def a_worker(
-    *arguments: str, cwd: Path, stderr: int | IO[str] = subprocess.PIPE, **settings: str
+    *arguments: str,
+    cwd: Path,
+    stderr: int | IO[str] = subprocess.PIPE,
+    server: ForkServer | None = None,
+    **settings: str,
 ) -> Iterator[subprocess.Popen[str]]:
     """A running worker, ended on leaving the context."""
     worker = Command(
@@ -59,6 +79,7 @@ def a_worker(
         env=environment(**settings),
         stdout=subprocess.DEVNULL,
         stderr=stderr,
+        server=server,
     )
     try:
         yield worker

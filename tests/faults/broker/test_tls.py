@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,49 +10,25 @@ import pytest
 
 from adapters.rabbitmq.options import RabbitOptions, TlsOptions
 from application.ports import QueueUnavailable
-from tests.services.broker import own_broker
+from tests.faults.broker.node import Node
 from tests.services.certificates import Authority
-from tests.services.ports import free_ports, listens
 from tests.services.queues import opened
-from tests.services.waiting import eventually
 
 pytestmark = pytest.mark.faults
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("certificates"))
-
-
-@pytest.fixture(scope="module")
-def tls_port(authority: Authority) -> Iterator[int]:
-    """The port of a broker that is never restarted, as another process might take its port."""
-    pair = authority.issue("broker.test")
-    (port,) = free_ports(1)
-    configuration = f"""
-        listeners.ssl.1 = 127.0.0.1:{port}
-        ssl_options.cacertfile = {authority.certificate}
-        ssl_options.certfile = {pair.certificate}
-        ssl_options.keyfile = {pair.key}
-        ssl_options.verify = verify_peer
-        ssl_options.fail_if_no_peer_cert = true
-    """
-    with own_broker(configuration=configuration):
-        # The broker counts as started when its port without TLS listens, which may be earlier.
-        eventually(lambda: listens(port))
-        yield port
-
-
 @pytest.fixture
-def tls_options(authority: Authority, tls_port: int) -> RabbitOptions:
-    ours = authority.issue("worker.test")
+def tls_options(node: Node) -> RabbitOptions:
+    ours = node.authority.issue("worker.test")
     return RabbitOptions(
-        port=tls_port,
+        port=node.tls,
         queue=f"test.{uuid.uuid4().hex[:8]}",
         retry_delays=(0.2, 600.0),
         first_reconnect_delay=0.1,
         max_reconnect_delay=1.0,
-        tls=TlsOptions(ca_file=authority.certificate, certificate=ours.certificate, key=ours.key),
+        tls=TlsOptions(
+            ca_file=node.authority.certificate, certificate=ours.certificate, key=ours.key
+        ),
     )
 
 
@@ -86,9 +61,9 @@ def test_an_authority_that_is_not_ours_is_not_trusted(
 
 
 def test_without_the_required_client_certificate_the_error_has_a_remedy(
-    tls_options: RabbitOptions, authority: Authority
+    tls_options: RabbitOptions, node: Node
 ) -> None:
-    tls = TlsOptions(ca_file=authority.certificate)
+    tls = TlsOptions(ca_file=node.authority.certificate)
     with (
         opened(replace(tls_options, tls=tls)) as queue,
         pytest.raises(QueueUnavailable, match=r"certificate|TLS"),

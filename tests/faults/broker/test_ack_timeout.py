@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -15,7 +14,8 @@ import pytest
 
 from adapters.rabbitmq.options import RabbitOptions
 from application.ports import DeliveryLost
-from tests.services.broker import Broker, own_broker
+from tests.faults.broker.node import QUORUM
+from tests.services.broker import Broker
 from tests.services.queues import opened, receive
 
 pytestmark = pytest.mark.faults
@@ -27,20 +27,9 @@ Source = Literal["consumer", "policy", "broker"]
 SECONDS = 2.0
 LONG = 3600.0
 QUIET_SECONDS = 6.0
-"""Time within which an applicable timeout takes effect: brokers check every second here."""
+"""Time within which an applicable timeout takes effect: the node checks every second."""
 
 kinds = pytest.mark.parametrize("kind", ["classic", "quorum"])
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with own_broker() as broker:
-        # The defaults are a minute and five seconds.
-        for name in ("channel_tick_interval", "quorum_tick_interval"):
-            broker.evaluate(f"application:set_env(rabbit, {name}, 1000)")
-        broker.control("add_vhost", "quorum", "--default-queue-type", "quorum")
-        broker.control("set_permissions", "-p", "quorum", "guest", ".*", ".*", ".*")
-        yield broker
 
 
 @pytest.fixture
@@ -73,7 +62,7 @@ def test_a_message_is_requeued_by_the_consumer_timeouts(
     source: Source,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    options = replace(options, vhost="/" if kind == "classic" else kind)
+    options = replace(options, vhost="/" if kind == "classic" else QUORUM)
     if source == "policy" and broker.version < (3, 11, 15):
         pytest.skip("RabbitMQ has this policy from 3.11.15 on")
     counts = applies(broker.version, kind, source)
@@ -83,7 +72,8 @@ def test_a_message_is_requeued_by_the_consumer_timeouts(
             options = replace(options, ack_timeout=SECONDS)
         case "policy":
             value = json.dumps({"consumer-timeout": milliseconds})
-            broker.control("set_policy", "-p", options.vhost, "t", f"^{options.queue}$", value)
+            policy = ("-p", options.vhost, "timeout", f"^{options.queue}$", value)
+            broker.control("set_policy", *policy, "--priority", "1")
         case "broker":
             broker.evaluate(f"application:set_env(rabbit, consumer_timeout, {milliseconds})")
     try:
@@ -104,4 +94,5 @@ def test_a_message_is_requeued_by_the_consumer_timeouts(
             assert sum(queue.depths().values()) == 0
         assert "its acknowledgement timeout" in caplog.text
     finally:
-        broker.evaluate("application:set_env(rabbit, consumer_timeout, 1800000)")
+        if source == "broker":
+            broker.evaluate("application:set_env(rabbit, consumer_timeout, 1800000)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
 
 import pika
 import pytest
@@ -15,7 +14,7 @@ from adapters.common.queue_ports import DeadLetterAction
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
 from tests.deploy.files import ROOT, SETTINGS
-from tests.services.broker import Broker, own_broker
+from tests.services.broker import Broker
 
 pytestmark = [pytest.mark.integration, pytest.mark.faults]
 
@@ -33,13 +32,10 @@ def _permissions() -> tuple[str, ...]:
     return found.groups()
 
 
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    """A broker of this module's own, because the test adds a user."""
-    with own_broker() as broker:
-        broker.control("add_user", "trainer", PASSWORD)
-        broker.control("set_permissions", "-p", "/", "trainer", *_permissions())
-        yield broker
+@pytest.fixture(scope="module", autouse=True)
+def _user(broker: Broker) -> None:
+    broker.control("add_user", "trainer", PASSWORD)
+    broker.control("set_permissions", "-p", "/", "trainer", *_permissions())
 
 
 def _connection(broker: Broker) -> pika.BlockingConnection:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pika
@@ -13,34 +12,22 @@ import pytest
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
 from tests.deploy.files import ROOT
-from tests.services.broker import Broker, own_broker
+from tests.faults.broker.node import DELIVERY_LIMIT, QUORUM
+from tests.services.broker import Broker
 from tests.services.queues import fetch, opened, raw_channel, receive
 from tests.services.tcp_proxy import Proxy
 from tests.services.waiting import eventually
 
 pytestmark = pytest.mark.faults
 
-VHOST = "quorum"
-LIMIT = 20
-"""RabbitMQ's default since 4.0; in earlier versions a policy sets it."""
-TIMES = 3 * LIMIT
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Broker]:
-    with own_broker() as broker:
-        broker.control("add_vhost", VHOST, "--default-queue-type", "quorum")
-        broker.control("set_permissions", "-p", VHOST, "guest", ".*", ".*", ".*")
-        limit = f'{{"delivery-limit": {LIMIT}}}'
-        broker.control("set_policy", "-p", VHOST, "limit", ".*", limit, "--apply-to", "queues")
-        yield broker
+TIMES = 3 * DELIVERY_LIMIT
 
 
 @pytest.fixture
 def options(broker: Broker) -> RabbitOptions:
     return RabbitOptions(
         port=broker.port,
-        vhost=VHOST,
+        vhost=QUORUM,
         queue=f"test.{uuid.uuid4().hex[:8]}",
         retry_delays=(0.2, 600.0),
         first_reconnect_delay=0.02,
@@ -93,7 +80,7 @@ def test_after_one_lost_connection_a_task_keeps_its_place(options: RabbitOptions
         assert [body for body, _ in left(queue)] == [b"1", b"2", b"3"]
 
 
-@pytest.mark.parametrize("vhost", ["/", VHOST])
+@pytest.mark.parametrize("vhost", ["/", QUORUM])
 def test_a_publishers_delivery_count_header_stops_no_worker(
     options: RabbitOptions, vhost: str
 ) -> None:
@@ -121,9 +108,9 @@ def test_the_documented_policy_keeps_messages_another_program_requeues_too_often
     }
     page = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
     assert '{"dead-letter-exchange": "", "dead-letter-routing-key": "model_training.dead"}' in page
-    policy = ("-p", VHOST, "kept", f"^{options.queue}$", json.dumps(keys))
+    policy = ("-p", QUORUM, "kept", f"^{options.queue}$", json.dumps(keys))
     broker.control("set_policy", *policy, "--priority", "1", "--apply-to", "queues")
-    with opened(options) as queue, raw_channel(options.effective_port, VHOST) as raw:
+    with opened(options) as queue, raw_channel(options.effective_port, QUORUM) as raw:
         queue.publish(b"{}")
 
         def is_dead() -> bool:
@@ -138,7 +125,7 @@ def test_the_documented_policy_keeps_messages_another_program_requeues_too_often
 def test_the_check_consumes_from_a_queue_of_the_same_kind(
     broker: Broker, options: RabbitOptions
 ) -> None:
-    for vhost, quorum in (("/", False), (VHOST, True)):
+    for vhost, quorum in (("/", False), (QUORUM, True)):
         with opened(replace(options, vhost=vhost)) as queue:
             facts = queue.check()
             queues = list(broker.control("list_queues", "-p", vhost, "name").split())
