@@ -35,10 +35,12 @@ class Harness:
     resolution: int = 64
 
     def plan(self, **parameters: Any) -> TrainingPlan:
-        """Three images in batches of two: two steps per epoch, the second with one image."""
+        """Three images in batches of two: two steps per epoch, the second with one image. The
+        loss is not measured by default, as a measurement takes as long as eight steps."""
         values = {
             **{"epochs": EPOCHS, "resolution": self.resolution, "batch_size": 2, "rank": 2},
             **{"learning_rate": 1e-3, "lr_warmup_steps": 0, "sample_prompts": ("a sun",)},
+            "validation_epochs": 0,
             **parameters,
         }
         return TrainingPlan(
@@ -49,7 +51,7 @@ class Harness:
         )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def memory() -> Harness:
     inspector = MemoryInspector()
     files = {f"{name}.png": f"image {name}".encode() for name in "abc"}
@@ -83,13 +85,16 @@ def diffusion(tmp_path_factory: pytest.TempPathFactory) -> Harness:
     small_base = Path(__file__).resolve().parents[2] / "assets" / "small_base"
     base = load_base(str(small_base))
     return Harness(
-        DiffusionTrainer(base, decode),
+        DiffusionTrainer(base, decode, preview_steps=4),
         images,
-        lambda slots: DiffusionTrainer(base, decode, slots=slots),
+        lambda slots: DiffusionTrainer(base, decode, slots=slots, preview_steps=4),
     )
 
 
-@pytest.fixture(params=["memory", pytest.param("diffusion", marks=pytest.mark.integration)])
+@pytest.fixture(
+    scope="module",
+    params=["memory", pytest.param("diffusion", marks=pytest.mark.integration)],
+)
 def harness(request: pytest.FixtureRequest) -> Harness:
     chosen: Harness = request.getfixturevalue(request.param)
     return chosen
@@ -102,6 +107,12 @@ class Outcome:
     reports: Sequence[StepReport]
     history: Sequence[EpochRecord]
     weights: bytes
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(harness: Harness) -> Outcome:
+    """The results of the default plan."""
+    return run(harness, harness.plan())
 
 
 def drive(session: TrainingSession) -> list[StepReport]:
@@ -174,15 +185,17 @@ def test_training_changes_the_weights(harness: Harness) -> None:
         assert session.weights() != untrained
 
 
-def test_equal_plans_give_equal_runs_and_another_seed_differs(harness: Harness) -> None:
-    first = run(harness, harness.plan())
-    assert run(harness, harness.plan()) == first
-    assert run(harness, harness.plan(seed=1)).weights != first.weights
+def test_equal_plans_give_equal_runs_and_another_seed_differs(
+    harness: Harness, uninterrupted: Outcome
+) -> None:
+    assert run(harness, harness.plan()) == uninterrupted
+    assert run(harness, harness.plan(seed=1)).weights != uninterrupted.weights
 
 
 @pytest.mark.parametrize("steps", [0, 2, 3, 6])
-def test_a_resumed_run_equals_an_uninterrupted_one(harness: Harness, steps: int) -> None:
-    uninterrupted = run(harness, harness.plan())
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    harness: Harness, uninterrupted: Outcome, steps: int
+) -> None:
     taken = checkpoint_after(harness, harness.plan(), steps)
     assert (taken.epoch, taken.step) == (steps // 2, steps)
     rest = run(harness, harness.plan(), taken.data)
@@ -202,8 +215,7 @@ def test_a_resumed_session_starts_at_its_checkpoint(harness: Harness) -> None:
         assert session.checkpoint() == taken
 
 
-def test_observing_a_run_does_not_change_it(harness: Harness) -> None:
-    undisturbed = run(harness, harness.plan())
+def test_observing_a_run_does_not_change_it(harness: Harness, uninterrupted: Outcome) -> None:
     with harness.trainer.open(harness.plan(), None) as session:
         while not session.finished:
             session.advance()
@@ -211,8 +223,8 @@ def test_observing_a_run_does_not_change_it(harness: Harness) -> None:
             session.weights()
             session.previews(with_lora=True)
             session.previews(with_lora=False)
-        assert session.weights() == undisturbed.weights
-        assert list(session.history) == list(undisturbed.history)
+        assert session.weights() == uninterrupted.weights
+        assert list(session.history) == list(uninterrupted.history)
 
 
 def test_a_finished_run_goes_back_to_the_weights_of_a_checkpoint(harness: Harness) -> None:
@@ -233,12 +245,13 @@ def test_a_finished_run_goes_back_to_the_weights_of_a_checkpoint(harness: Harnes
 
 
 def test_the_base_is_measured_before_the_first_step_if_at_all(harness: Harness) -> None:
-    with harness.trainer.open(harness.plan(validation_epochs=0), None) as session:
-        assert session.baseline is None
     with harness.trainer.open(harness.plan(), None) as session:
+        assert session.baseline is None
+    plan = harness.plan(validation_epochs=1)
+    with harness.trainer.open(plan, None) as session:
         before = session.baseline
         taken = session.checkpoint()
-    with harness.trainer.open(harness.plan(), taken.data) as session:
+    with harness.trainer.open(plan, taken.data) as session:
         assert session.baseline == before
     if before is not None:
         assert (before.epoch, before.loss) == (0, before.measured_loss)
@@ -274,9 +287,9 @@ def test_an_unusable_checkpoint_is_rejected_and_the_trainer_stays_usable(harness
     assert run(harness, harness.plan()).reports
 
 
-def test_a_failing_session_leaves_the_trainer_usable(harness: Harness) -> None:
-    uninterrupted = run(harness, harness.plan())
-
+def test_a_failing_session_leaves_the_trainer_usable(
+    harness: Harness, uninterrupted: Outcome
+) -> None:
     def break_off() -> None:
         with harness.trainer.open(harness.plan(), None) as session:
             session.advance()

@@ -32,8 +32,14 @@ from tests.services.waiting import eventually
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 MEDIA, STATE = "stylelicense-media", "style-trainer-state"
-SMALL = {"resolution": 64, "batch_size": 5, "epochs": 6, "learning_rate": 0.01}
 PROMPT = "a red circle"
+SMALL = {
+    "resolution": 64,
+    "batch_size": 5,
+    "epochs": 6,
+    "learning_rate": 0.01,
+    "sample_prompts": [PROMPT],
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Platform:
     backend: BackendProcess
     folder: Path
 
-    def settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, Any]:
         return {
             "RABBITMQ_HOST": "127.0.0.1",
             "RABBITMQ_USER": "guest",
@@ -155,7 +161,7 @@ def test_a_worker_killed_between_the_backends_commit_and_response_announces_once
 ) -> None:
     platform.publish(7)
     platform.backend.misbehave(Fault("hang_after", seconds=60), kinds=("complete",))
-    short = {"WEBHOOK_TIMEOUT": "10", "LEASE_SECONDS": "15"}
+    short: dict[str, Any] = {"WEBHOOK_TIMEOUT": "5", "LEASE_SECONDS": "6", "PREVIEW_SHARE": "0"}
     with a_worker(
         "--once", cwd=platform.folder, stderr=subprocess.PIPE, **platform.settings(), **short
     ) as worker:

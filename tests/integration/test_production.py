@@ -192,7 +192,8 @@ def test_jobs_batched_on_one_worker_resume_alone_on_another(
     tasks = [platform.order(style, epochs=10) for style in (51, 52, 53)]
     platform.order(54, epochs=2, rank=2)
     begun = [f"jobs/{task}/checkpoints/" for task in tasks]
-    with platform.working(JOBS_TOGETHER="3", CHECKPOINT_EVERY="2") as together:
+    settings = {"JOBS_TOGETHER": "3", "CHECKPOINT_EVERY": "2", "PREVIEW_SHARE": "0"}
+    with platform.working(**settings) as together:
 
         def all_are_on_their_way() -> bool:
             assert together.poll() is None, platform.log.read_text()
@@ -208,7 +209,7 @@ def test_jobs_batched_on_one_worker_resume_alone_on_another(
     stored = platform.keys()
     assert not any(held(platform, key) for key in stored if key.endswith("lease.json"))
 
-    alone = platform.run("worker", "--once")
+    alone = platform.run("worker", "--once", PREVIEW_SHARE="0")
     assert alone.returncode == 0, alone.stderr
     assert sorted(call.style_id or 0 for call in platform.backend.final) == [51, 52, 53, 54]
     assert {call.kind for call in platform.backend.final} == {"complete"}

@@ -35,6 +35,8 @@ from tests.services.waiting import eventually
 pytestmark = pytest.mark.integration
 
 QUICK = ["--epochs", "2", "--resolution", "64", "--device", "cpu", "--preview-steps", "2"]
+AS_TRAINED = [*QUICK, "--rank", "4"]
+"""Options of the fixture ``trained``."""
 SMALL_BASE = Path("assets/small_base")
 
 
@@ -63,7 +65,7 @@ def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
         redirect_stderr(StringIO()) as log,
     ):
         patch.setenv("BASE_MODEL", str(SMALL_BASE.resolve()))
-        assert main([str(images), "--out", str(out), "--json", *QUICK]) == 0
+        assert main([str(images), "--out", str(out), "--json", *AS_TRAINED]) == 0
     return Trained(out, json.loads(printed.getvalue()), log.getvalue())
 
 
@@ -114,14 +116,18 @@ def test_a_folder_of_images_becomes_a_style_with_its_report(
     assert (out / "models" / "watercolour.safetensors").stat().st_mtime_ns == weights
 
 
-def test_a_named_style_has_its_credits_and_the_files_that_show_it(
-    images: Path, tmp_path: Path
+def test_a_named_style_has_its_credits_and_captions_of_another_extension(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, photo = tmp_path / "out", tmp_path / "photo.png"
+    folder, out, photo = tmp_path / "images", tmp_path / "out", tmp_path / "photo.png"
+    shutil.copytree(images, folder)
+    for caption in folder.glob("*.txt"):
+        caption.rename(caption.with_suffix(".caption"))
     Image.new("RGB", (600, 300), (200, 30, 30)).save(photo)
     credits = ["--author", "Ada", "--license", "CC BY 4.0", "--thumbnail", str(photo)]
-    command = [str(images), "--out", str(out), "--name", "Ink wash", "--trigger-word", "inkwash"]
-    assert main([*command, *credits, *QUICK]) == 0
+    command = [str(folder), "--out", str(out), "--name", "Ink wash", "--trigger-word", "inkwash"]
+    assert main([*command, *credits, "--caption-extension", ".caption", *QUICK]) == 0
+    assert "not used" not in capsys.readouterr().out
     models = out / "models"
     with safe_open(models / "Ink wash.safetensors", "np") as file:
         metadata = file.metadata()
@@ -133,6 +139,7 @@ def test_a_named_style_has_its_credits_and_the_files_that_show_it(
     Image.open(models / "Ink wash.preview.png").verify()
     shown = json.loads((models / "Ink wash.json").read_text(encoding="utf-8"))
     assert (shown["activation text"], shown["sd version"]) == ("inkwash", "Unknown")
+    assert json.loads(metadata["ss_tag_frequency"])["Ink wash"]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +171,7 @@ def test_an_invalid_name_or_thumbnail_is_refused(
 def test_with_json_the_outcome_is_one_object_and_all_other_output_on_stderr(
     images: Path, trained: Trained, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(images), "--out", str(out), "--json", *QUICK]) == 0
+    assert main([str(images), "--out", str(out), "--json", *AS_TRAINED]) == 0
     again = capsys.readouterr()
     assert "training on 3 images" in trained.log
     assert "complete already" in again.err
@@ -181,7 +188,7 @@ def test_with_json_the_outcome_is_one_object_and_all_other_output_on_stderr(
 def test_a_missing_style_is_trained_again_and_a_changed_one_kept(
     images: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [str(images), "--out", str(out), *QUICK]
+    command = [str(images), "--out", str(out), *AS_TRAINED]
     file = out / "models" / "out.safetensors"
     weights = file.read_bytes()
     file.parent.rename(tmp_path / "elsewhere")
@@ -242,7 +249,7 @@ def test_a_concurrent_second_command_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     terms = LeaseTerms(1.0)
-    command = [str(images), "--out", str(out), "--json", *QUICK]
+    command = [str(images), "--out", str(out), "--json", *AS_TRAINED]
     store = JobStore(
         blobs=FileBlobStore({"out": out}),
         keys=StorageKeys(Bucket("out")),
@@ -375,9 +382,9 @@ def test_a_folder_of_another_run_is_left_alone(
     images: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {file: (out / file).read_bytes() for file in files_in(out)}
-    assert main([str(images), "--out", str(out), *QUICK, "--seed", "3"]) == 2
+    assert main([str(images), "--out", str(out), *AS_TRAINED, "--seed", "3"]) == 2
     assert "another run with --seed 0 (now 3); give another folder" in capsys.readouterr().err
-    assert main([str(images), "--out", str(out), *QUICK, "--tags", "ink"]) == 2
+    assert main([str(images), "--out", str(out), *AS_TRAINED, "--tags", "ink"]) == 2
     assert "with other images, captions or tags" in capsys.readouterr().err
     assert {file: (out / file).read_bytes() for file in files_in(out)} == before
 
@@ -401,32 +408,15 @@ def test_a_missing_optimizer_is_one_line_and_nothing_is_written(
 
 
 def test_a_style_is_trained_further_from_another_ones_file(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    assert main([str(images), "--out", str(first), "--rank", "2", *QUICK]) == 0
-    weights = first / "models" / "first.safetensors"
+    weights, second = Path(trained.outcome["weights"]), tmp_path / "second"
     command = [str(images), "--out", str(second), "--network-weights", str(weights), *QUICK]
     assert main([*command, "--rank", "3"]) != 0
-    assert "rank 2 and this run 3" in "".join(capsys.readouterr())
+    assert "rank 4 and this run 3" in "".join(capsys.readouterr())
     assert main([*command[:2], str(tmp_path / "third"), *command[3:], "--dim-from-weights"]) == 0
     with safe_open(tmp_path / "third" / "models" / "third.safetensors", "np") as file:
-        assert file.metadata()["ss_network_weights"] == "first.safetensors"
-        assert file.metadata()["ss_network_dim"] == "2"
+        assert file.metadata()["ss_network_weights"] == "out.safetensors"
+        assert file.metadata()["ss_network_dim"] == "4"
     assert main([*command[:4], str(images), *QUICK]) == 2
     assert "give a LoRA of Stable Diffusion 1.5" in capsys.readouterr().err
-
-
-def test_captions_may_have_another_extension(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder, out = tmp_path / "images", tmp_path / "out"
-    shutil.copytree(images, folder)
-    for caption in folder.glob("*.txt"):
-        caption.rename(caption.with_suffix(".caption"))
-    command = [str(folder), "--out", str(out), "--caption-extension", ".caption", *QUICK]
-    assert main(command) == 0
-    printed = capsys.readouterr().out
-    assert "not used" not in printed
-    with safe_open(out / "models" / "out.safetensors", "np") as file:
-        assert json.loads(file.metadata()["ss_tag_frequency"])["out"]

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -43,20 +44,25 @@ class Server:
         return name
 
     def client(self) -> S3Client:
-        """A client of the test's own."""
-        import boto3
-
-        return boto3.client(
-            "s3",
-            endpoint_url=self.url,
-            region_name=REGION,
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
-        )
+        """A client of the tests' own, shared by all threads: making one takes a while."""
+        return _client(self.url)
 
     def create_bucket(self, name: str) -> None:
         """Create a bucket."""
         self.client().create_bucket(Bucket=name)
+
+
+@cache
+def _client(url: str) -> S3Client:
+    import boto3
+
+    return boto3.client(
+        "s3",
+        endpoint_url=url,
+        region_name=REGION,
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+    )
 
 
 @contextmanager
