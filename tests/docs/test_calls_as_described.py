@@ -59,7 +59,7 @@ def test_every_route_is_described_and_called(calls: list[Call]) -> None:
         (method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods
     }
     assert described == {ADDRESSES[call.kind] for call in calls} == set(ROUTES)
-    assert all(call.taken for call in calls)
+    assert all(call.accepted for call in calls)
 
 
 def test_every_body_is_as_described(calls: list[Call]) -> None:

@@ -124,5 +124,5 @@ def test_without_a_status_of_the_style_the_call_is_repeated(
 ) -> None:
     backend.misbehave(Fault("reset_before"), style, kinds=("complete", "style"))
     announce(notifier, stored_job())
-    assert [call.taken for call in backend.final] == [True]
+    assert [call.accepted for call in backend.final] == [True]
     assert len([call for call in backend.calls if call.kind == "complete"]) == 2

@@ -87,7 +87,7 @@ def test_the_contracts_examples_are_accepted_repeatedly(
     backend: BackendProcess, kind: str
 ) -> None:
     assert [send(backend, kind, Idempotency_Key="k") for _ in range(3)] == [200] * 3
-    assert [call.taken for call in backend.calls] == [True] * 3
+    assert [call.accepted for call in backend.calls] == [True] * 3
     assert backend.repeats == ({} if kind == "progress" else {"k": 2})
 
 
@@ -102,7 +102,7 @@ def test_invalid_calls_are_rejected_as_in_the_contract(backend: BackendProcess, 
     assert send(backend, kind, suffix="/") == 404
     assert send(backend, kind, method="POST" if kind == "progress" else "PATCH") == 405
     assert send(backend, kind, {**CALLS[kind][1], "style_id": 11}) == 404
-    assert not any(call.taken for call in backend.calls)
+    assert not any(call.accepted for call in backend.calls)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_wrong_field_is_refused(
         place = place[part]
     place[last] = value
     assert send(backend, kind, body) == 400
-    assert not any(call.taken for call in backend.calls)
+    assert not any(call.accepted for call in backend.calls)
 
 
 def test_additional_keys_are_accepted(backend: BackendProcess) -> None:
@@ -147,7 +147,7 @@ def test_the_record_has_everything_but_the_token(backend: BackendProcess) -> Non
     send(backend, "complete", Idempotency_Key="k")
     (call,) = backend.calls
     assert (call.kind, call.style_id, call.body) == ("complete", 10, COMPLETE)
-    assert (call.idempotency_key, call.taken, call.response) == ("k", True, 200)
+    assert (call.idempotency_key, call.accepted, call.response) == ("k", True, 200)
     assert backend.token not in repr(call)
 
 
@@ -159,14 +159,14 @@ def test_faults_follow_their_schedule_for_the_calls_they_are_meant_for(
     assert [send(backend, "complete") for _ in range(3)] == [500, 200, 200]
 
 
-@pytest.mark.parametrize(("do", "taken"), [("reset_before", False), ("reset_after", True)])
+@pytest.mark.parametrize(("do", "accepted"), [("reset_before", False), ("reset_after", True)])
 def test_a_reset_comes_before_or_after_the_call_is_accepted(
-    backend: BackendProcess, do: str, taken: bool
+    backend: BackendProcess, do: str, accepted: bool
 ) -> None:
     backend.misbehave(Fault(do))
     with pytest.raises(requests.ConnectionError, match="reset"):
         send(backend, "complete")
-    assert [call.taken for call in backend.calls] == [taken]
+    assert [call.accepted for call in backend.calls] == [accepted]
 
 
 def test_a_slow_call_is_accepted(backend: BackendProcess) -> None:

@@ -119,7 +119,7 @@ def test_the_three_calls_match_the_contract(
     keys = (progress.idempotency_key, completed.idempotency_key, failed.idempotency_key)
     assert keys == (None, KEY, "task:failed")
     for call in backend.calls:
-        assert call.taken
+        assert call.accepted
         assert call.headers["user-agent"] == "style-trainer/1.2.3"
         assert call.headers["x-request-source"] == "training-server"
         assert call.headers["content-type"] == "application/json"
@@ -159,7 +159,7 @@ def test_the_backends_own_rejections_are_raised(
     with pytest.raises(NotifierRefused, match="INTERNAL_API_TOKEN"):
         stranger.progress(7, PROGRESS)
     stranger.close()
-    assert not any(call.taken for call in backend.calls)
+    assert not any(call.accepted for call in backend.calls)
 
 
 @pytest.mark.parametrize("status", [429, 502])
@@ -194,7 +194,7 @@ def test_a_call_that_was_not_accepted_can_be_repeated(
 ) -> None:
     backend.misbehave(fault)
     fail_and_complete(hasty)
-    assert [call.taken for call in backend.calls] == [False, True]
+    assert [call.accepted for call in backend.calls] == [False, True]
     assert backend.repeats == {}
 
 
@@ -239,10 +239,10 @@ def test_progress_returns_in_time_however_slow_the_backend(
 ) -> None:
     backend.misbehave(Fault(do, seconds=120.0))
     began = time.monotonic()
-    # With its status in time, a call is taken. A busy machine may be late with the status.
-    taken = suppress(NotifierUnavailable)
+    # With its status in time, a call is accepted. A busy machine may be late with the status.
+    accepted = suppress(NotifierUnavailable)
     lost = pytest.raises(NotifierUnavailable, match="no response in time")
-    with taken if do in ("slow_headers", "slow_body") else lost:
+    with accepted if do in ("slow_headers", "slow_body") else lost:
         hasty.progress(7, PROGRESS)
     # Far from 120 s; how far depends on the machine.
     assert time.monotonic() - began < 30
@@ -376,7 +376,7 @@ def test_proxies_and_netrc_of_the_environment_are_not_used(
     notifier.progress(7, PROGRESS)
     complete(notifier)
     assert elsewhere.received == []
-    assert [call.taken for call in backend.calls] == [True, True]
+    assert [call.accepted for call in backend.calls] == [True, True]
 
 
 def test_cookies_are_not_kept(backend: BackendProcess, notifier: WebhookNotifier) -> None:
@@ -456,7 +456,7 @@ def test_the_check_reports_problems_without_a_notification(
     backend.misbehave(response(503), Fault("response", 302, {"Location": elsewhere.url}))
     assert "503" in problem(backend.url)
     assert "redirects" in problem(backend.url)
-    assert not any(call.taken for call in backend.calls)
+    assert not any(call.accepted for call in backend.calls)
 
 
 def test_an_exception_being_handled_is_not_the_cause_of_a_failed_call(

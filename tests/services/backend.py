@@ -55,7 +55,7 @@ class Call:
     """Names in lower case, without the token."""
     peer: str
     """Client address and port: the same for calls over one connection."""
-    taken: bool
+    accepted: bool
     """Whether the backend performed the call: notified the artist, stored the progress."""
     response: int | str
     """The status sent, or the fault injected instead."""
@@ -90,8 +90,8 @@ class Backend:
     def style(self, style_id: int) -> dict[str, Any] | None:
         """The public representation of a style; None if it is not completed."""
         with self.lock:
-            taken = [c for c in self.calls if c.taken and c.style_id == style_id]
-        final = [call for call in taken if call.kind in FINAL]
+            accepted = [c for c in self.calls if c.accepted and c.style_id == style_id]
+        final = [call for call in accepted if call.kind in FINAL]
         if not final or final[-1].kind != "complete":
             return None
         body = final[-1].body
@@ -104,17 +104,17 @@ class Backend:
         }
 
     def summary(self) -> dict[str, Any]:
-        """All calls, oldest first, and how often each key was taken more than once."""
+        """All calls, oldest first, and how often each key was accepted more than once."""
         with self.lock:
             calls = list(self.calls)
-        taken = Counter(
+        accepted = Counter(
             call.idempotency_key
             for call in calls
-            if call.taken and call.kind in FINAL and call.idempotency_key
+            if call.accepted and call.kind in FINAL and call.idempotency_key
         )
         return {
             "calls": [asdict(call) for call in calls],
-            "repeats": {key: count - 1 for key, count in taken.items() if count > 1},
+            "repeats": {key: count - 1 for key, count in accepted.items() if count > 1},
         }
 
 
@@ -232,16 +232,16 @@ class Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.do == "slow":
             self.server.closing.wait(fault.seconds)
             fault = None
-        if fault is not None and not fault.taken:
-            self._record(kind, body, taken=False, response=fault.status or fault.do)
+        if fault is not None and not fault.accepted:
+            self._record(kind, body, accepted=False, response=fault.status or fault.do)
             self._misbehave(fault)
             return
         refusal = backend.refusal(self.headers, kind, body)
         if refusal is not None:
-            self._record(kind, body, taken=False, response=refusal[0])
+            self._record(kind, body, accepted=False, response=refusal[0])
             self._respond(refusal[0], {"success": False, "error": refusal[1]})
             return
-        self._record(kind, body, taken=True, response=fault.do if fault else 200)
+        self._record(kind, body, accepted=True, response=fault.do if fault else 200)
         if fault is not None:
             self._misbehave(fault)
         else:
@@ -278,7 +278,7 @@ class Handler(BaseHTTPRequestHandler):
             except OSError:
                 return
 
-    def _record(self, kind: str, body: Any, *, taken: bool, response: int | str) -> None:
+    def _record(self, kind: str, body: Any, *, accepted: bool, response: int | str) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
         headers.pop("authorization", None)
         style_id = body.get("style_id") if isinstance(body, dict) else None
@@ -290,7 +290,7 @@ class Handler(BaseHTTPRequestHandler):
             at=time.time(),
             headers=headers,
             peer="{}:{}".format(*self.client_address[:2]),
-            taken=taken,
+            accepted=accepted,
             response=response,
         )
         with self.server.backend.lock:

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-TAKEN = ("reset_after", "hang_after", "cut", "slow_status", "slow_headers", "slow_body")
+ACCEPTED = ("reset_after", "hang_after", "cut", "slow_status", "slow_headers", "slow_body")
 """The call is accepted, and the response is lost or late."""
-NOT_TAKEN = ("response", "reset_before", "hang")
-KINDS = (*NOT_TAKEN, *TAKEN, "slow")
+NOT_ACCEPTED = ("response", "reset_before", "hang")
+KINDS = (*NOT_ACCEPTED, *ACCEPTED, "slow")
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,12 @@ class Fault:
     """One fault."""
 
     do: str
-    """``response``: send ``status``, ``headers`` and ``body`` without taking the call.
-    ``reset_before``, ``reset_after``: reset the connection before or after taking the call.
-    ``hang``, ``hang_after``: send nothing for ``seconds``, without or after taking the call.
+    """``response``: send ``status``, ``headers`` and ``body`` without accepting the call.
+    ``reset_before``, ``reset_after``: reset the connection before or after accepting the call.
+    ``hang``, ``hang_after``: send nothing for ``seconds``, without or after accepting the call.
     ``slow``: wait for ``seconds``, then respond normally.
-    ``cut``: take the call and send only part of the response body.
-    ``slow_status``, ``slow_headers``, ``slow_body``: take the call and respond up to there, then
+    ``cut``: accept the call and send only part of the response body.
+    ``slow_status``, ``slow_headers``, ``slow_body``: accept the call and respond up to there, then
     one byte at a time for ``seconds``."""
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
@@ -38,9 +38,9 @@ class Fault:
             raise ValueError(f"status={self.status}: give one from 200 to 599")
 
     @property
-    def taken(self) -> bool:
+    def accepted(self) -> bool:
         """Whether the call is accepted in spite of the fault."""
-        return self.do in TAKEN
+        return self.do in ACCEPTED
 
 
 def response(status: int, *, retry_after: str | None = None, body: Any = "") -> Fault:

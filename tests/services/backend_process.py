@@ -59,7 +59,7 @@ class BackendProcess:
     @property
     def final(self) -> list[Call]:
         """The `complete` and `failed` calls that it accepted: what artists see."""
-        return [call for call in self.calls if call.taken and call.kind in FINAL]
+        return [call for call in self.calls if call.accepted and call.kind in FINAL]
 
     @property
     def repeats(self) -> dict[str, int]:

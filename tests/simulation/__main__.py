@@ -57,8 +57,8 @@ def _show(seed: int) -> int:
     for call in run.world.calls:
         about = f"style {call.style_id}, {call.kind}"
         lines.append((call.made_at, f"{call.caller.name}: calls, {about}"))
-        if call.taken_at is not None:
-            lines.append((call.taken_at, f"the backend takes: {about}"))
+        if call.accepted_at is not None:
+            lines.append((call.accepted_at, f"the backend accepts: {about}"))
     for moment, line in sorted(lines):
         print(f"{moment:9.1f} s  {line}")
     found = violations(run)

@@ -97,18 +97,18 @@ class Backend:
         self._call("failed", style_id, task_id)
 
     def has_arrived(self, task_id: str, style_id: int, outcome: Artifact | Failure) -> bool | None:
-        def taken(call: Call) -> bool:
+        def accepted(call: Call) -> bool:
             return (call.kind, call.task_id) == (
                 "completed",
                 task_id,
-            ) and call.taken_at is not None
+            ) and call.accepted_at is not None
 
         if isinstance(outcome, Failure):
             return None
         world = self._world
         try:
             found = world.network.call(
-                self._process, self._for_progress, lambda: any(map(taken, world.calls))
+                self._process, self._for_progress, lambda: any(map(accepted, world.calls))
             )
         except Unavailable:
             return None
@@ -121,7 +121,7 @@ class Backend:
         world.calls.append(call)
 
         def take() -> None:
-            call.taken_at = world.timeline.now
+            call.accepted_at = world.timeline.now
 
         server = self._for_progress if kind == "progress" else world.backend
         world.network.call(self._process, server, take)

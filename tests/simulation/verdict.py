@@ -29,7 +29,7 @@ def violations(run: Run) -> list[str]:
 
 def repeats(run: Run) -> int:
     """Number of `complete` and `failed` calls accepted again, all with the key of the first."""
-    final = [call for call in run.world.calls if call.kind != "progress" and call.taken_at]
+    final = [call for call in run.world.calls if call.kind != "progress" and call.accepted_at]
     return len(final) - len({call.style_id for call in final})
 
 
@@ -68,8 +68,10 @@ def _of_task(run: Run, task: TrainingTask) -> Iterator[str]:
 def _calls(run: Run, style_id: int, wanted: set[str]) -> Iterator[str]:
     """Violations of: the backend gets each outcome once, and no call after it."""
     name = f"style {style_id}"
-    taken = [c for c in run.world.calls if c.style_id == style_id and c.taken_at is not None]
-    final = sorted((c for c in taken if c.kind != "progress"), key=lambda c: c.taken_at or 0.0)
+    accepted = [c for c in run.world.calls if c.style_id == style_id and c.accepted_at is not None]
+    final = sorted(
+        (c for c in accepted if c.kind != "progress"), key=lambda c: c.accepted_at or 0.0
+    )
     if {call.kind for call in final} != wanted:
         yield f"{name}: the backend got {[call.kind for call in final]}, not {wanted}"
         return
@@ -78,14 +80,14 @@ def _calls(run: Run, style_id: int, wanted: set[str]) -> Iterator[str]:
     for before, after in pairwise(final):
         if not _repeat_is_excused(run, before, after):
             yield f"{name}: announced again without need, at {after.made_at:.1f} s"
-    end = final[0].taken_at or 0.0
-    for call in taken:
-        if call.kind == "progress" and (call.taken_at or 0.0) > end:
-            yield f"{name}: progress after the outcome, at {call.taken_at:.1f} s"
+    end = final[0].accepted_at or 0.0
+    for call in accepted:
+        if call.kind == "progress" and (call.accepted_at or 0.0) > end:
+            yield f"{name}: progress after the outcome, at {call.accepted_at:.1f} s"
 
 
 def _repeat_is_excused(run: Run, before: Call, after: Call) -> bool:
-    """Whether the first caller may have failed to record that the call was taken."""
+    """Whether the first caller may have failed to record that the call was accepted."""
     if before.responded_at is None or before.responded_at > after.made_at:
         return True
     return _was_stopped(run, before.caller, before.made_at, after.made_at)

@@ -38,7 +38,7 @@ class Call:
     task_id: str | None
     caller: Process
     made_at: float
-    taken_at: float | None = None
+    accepted_at: float | None = None
     responded_at: float | None = None
     """When the caller got the response."""
 
