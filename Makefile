@@ -24,10 +24,9 @@ demo: $(READY) ## Train a style from images that the project draws, into demo/
 	@$(BIN)/python -m assets.demo_images $(DEMO)/images
 	$(BIN)/python -m entrypoints.train $(DEMO)/images --out $(DEMO)/style $(DEMO_OPTIONS)
 
-# Coverage counts domain and application (pyproject.toml), which these tests are about; measured in
-# all, it would make them slower. The others come by files in their own order: sorted by their
-# number of tests, the longest would come last. Three processes for two cores, as many tests wait
-# for a broker, a lease or a timer.
+# Coverage counts domain and application (pyproject.toml), which the first tests are about; measured
+# in all, it would make the others slower. These start in the order of tests/conftest.py, the longest
+# first. Three processes for two cores, as many tests wait for a broker, a lease or a timer.
 test: KINDS := not gpu and not long and not kernels
 test-all: KINDS := not gpu
 test test-all: $(READY) ## Run the tests; test-all: the long ones and Triton's interpreter, too
