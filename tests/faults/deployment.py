@@ -48,7 +48,7 @@ SEEDS = (1, 2)
 SEED_OF_ANOTHER_KIND = 3
 """A variant with another rank: it cannot share a pass with the others, and waits for a slot."""
 PARAMETERS = {
-    "epochs": 24,
+    "epochs": 16,
     "batch_size": 2,
     "resolution": 64,
     "rank": 4,

@@ -21,8 +21,8 @@ OF_VALUES = ("modelspec.hash_sha256", "sshs_model_hash")
 WITHIN_ROUNDING = 5e-5
 """Maximum distance between a style trained with others and the same style trained alone.
 
-Measured on the campaign's tasks: 3e-6 at most for disturbed runs, three in a pass; 7e-4 for one
-missing epoch of 24, 1e-2 for other images, 0.4 for the other seed.
+Measured on such tasks with 24 epochs: 3e-6 at most for disturbed runs, three in a pass; 7e-4
+for one missing epoch, 1e-2 for other images, 0.4 for the other seed.
 """
 
 
