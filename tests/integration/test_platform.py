@@ -161,7 +161,7 @@ def test_a_worker_killed_between_the_backends_commit_and_response_announces_once
 ) -> None:
     platform.publish(7)
     platform.backend.misbehave(Fault("hang_after", seconds=60), kinds=("complete",))
-    short: dict[str, Any] = {"WEBHOOK_TIMEOUT": "5", "LEASE_SECONDS": "6", "PREVIEW_SHARE": "0"}
+    short: dict[str, Any] = {"WEBHOOK_TIMEOUT": "5", "LEASE_SECONDS": "8", "PREVIEW_SHARE": "0"}
     with a_worker(
         "--once", cwd=platform.folder, stderr=subprocess.PIPE, **platform.settings(), **short
     ) as worker:
