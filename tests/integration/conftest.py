@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, Protocol
 
 import pytest
 
+from entrypoints.background import in_background
 from tests.services.http_proxy import FaultyProxy, running_proxy
 
 
@@ -35,3 +37,20 @@ def proxy(started_proxy: FaultyProxy) -> FaultyProxy:
 def bucket(service: StoreService) -> str:
     """A bucket of the test's own."""
     return service.new_bucket()
+
+
+@pytest.fixture
+def awaited_loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Wait at the end for base models that the test's commands load in the background: a command
+    that is refused leaves the thread behind, and concurrent loads disturb each other."""
+    loads: list[Callable[[], Any]] = []
+
+    def recorded(call: Callable[[], Any]) -> Callable[[], Any]:
+        loads.append(in_background(call))
+        return loads[-1]
+
+    monkeypatch.setattr("entrypoints.train.in_background", recorded)
+    yield
+    for load in loads:
+        with suppress(Exception):
+            load()

@@ -12,7 +12,7 @@ import assets
 from assets.drawing import draw_style_set
 from entrypoints import caption, train
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("awaited_loads")]
 
 SMALL = Path(assets.__file__).parent / "small_captioner"
 SMALL_BASE = Path(assets.__file__).parent / "small_base"

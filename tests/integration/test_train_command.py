@@ -32,7 +32,7 @@ from tests.services.commands import environment
 from tests.services.fork_server import Command
 from tests.services.waiting import eventually
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("awaited_loads")]
 
 QUICK = ["--epochs", "2", "--resolution", "64", "--device", "cpu", "--preview-steps", "2"]
 AS_TRAINED = [*QUICK, "--rank", "4"]
