@@ -106,7 +106,7 @@ function showFacts(job, running) {
     ["Step", progress ? `${progress.step} / ${progress.steps}` : "–"],
     ["Loss", known(progress?.loss) ? progress.loss.toFixed(4) : "–"],
     ["Measured loss", known(progress?.measured_loss) ? progress.measured_loss.toFixed(4) : "–"],
-    ["Loss of the base model", known(progress?.base_loss) ? progress.base_loss.toFixed(4) : "–"],
+    ["Base model's loss", known(progress?.base_loss) ? progress.base_loss.toFixed(4) : "–"],
     ["Closeness to style", job.scores ? job.scores[0].toFixed(2) : "–"],
     ["Faithfulness to prompts", job.scores ? job.scores[1].toFixed(2) : "–"],
     ["Steps / s", known(progress?.steps_per_second) ? speed(progress.steps_per_second) : "–"],
