@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -103,7 +104,7 @@ def run_command(
     if sys.platform != "linux":
         print(f"error: {LINUX_ONLY}", file=sys.stderr)
         return EXIT_USAGE
-    _open_closed_streams()
+    _prepare_streams()
     parser.add_common_options()
     arguments = parser.parse_args(with_dashes(sys.argv[1:] if argv is None else argv))
     try:
@@ -134,14 +135,17 @@ def run_command(
         return code
 
 
-def _open_closed_streams() -> None:
-    """Connect closed standard streams to the null device.
+def _prepare_streams() -> None:
+    """Connect closed standard streams to the null device, and escape what cannot be encoded.
 
     Python leaves a closed stream as None, and the system gives its number to the next opened file.
+    With a locale other than UTF-8, a file's name or a prompt would end the command.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as Python does for standard error
 
 
 def _is_reader_gone() -> bool:

@@ -297,3 +297,16 @@ def test_a_full_disk_below_the_output_is_reported() -> None:
     )
     reason = b"error: the output: No space left on device; free disk space\n"
     assert (done.returncode, done.stderr) == (1, reason)
+
+
+def test_output_that_the_locale_cannot_encode_is_escaped() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTING.replace('"x") or 0', '"\u00fc \U0001f3a8") or 0')],
+        cwd=ROOT,
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == b"\\xfc \\U0001f3a8\n"
