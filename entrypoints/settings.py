@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -42,6 +43,7 @@ from domain.location import Bucket, InvalidLocation
 from entrypoints.options import option_of
 
 log = logging.getLogger(__name__)
+logging.getLogger("dotenv").setLevel(logging.ERROR)
 
 DEFAULTS = WorkerConfig()
 """The use cases' configuration if no setting changes it."""
@@ -601,6 +603,8 @@ def _read(env_file: Path | None) -> dict[str, str]:
     try:
         # "-sig" skips the byte order mark of some editors, else a part of the first name.
         in_file = {} if env_file is None else dotenv_values(env_file, encoding="utf-8-sig")
+        if env_file is not None and env_file.is_file():
+            _warn_about_lines(env_file)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8; save it as UTF-8"
         raise InvalidSettings(f"{env_file}: cannot be read ({reason})") from None
@@ -610,6 +614,18 @@ def _read(env_file: Path | None) -> dict[str, str]:
         for name, value in source.items()
         if value
     }
+
+
+def _warn_about_lines(env_file: Path) -> None:
+    """Log each line of the file that is not a setting. The library's own message is hidden: it
+    names neither the file nor the remedy."""
+    with env_file.open(encoding="utf-8-sig") as text:
+        for binding in parse_stream(text):
+            if binding.error:
+                log.warning(
+                    "%s, line %d is ignored: write NAME=value, and close its quotes",
+                    *(env_file, binding.original.line),
+                )
 
 
 def warn_about_names(settings: Settings) -> None:

@@ -457,6 +457,18 @@ def test_a_misspelt_setting_causes_a_warning_in_every_source(
     ]
 
 
+def test_a_line_of_the_env_file_that_is_no_setting_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / ".env"
+    file.write_text('\ufeffMIN_IMAGES=9\n# none\nRABBITMQ_PASS="open\nMAX_FAILURES=7\n', "utf-8")
+    settings = load_settings(file)
+    assert (settings.min_images, settings.max_failures) == (9, 7)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{file}, line 3 is ignored: write NAME=value, and close its quotes"
+    ]
+
+
 FORMER = {
     "FEWEST_PICTURES": "min_images",
     "MOST_SETBACKS": "max_failures",
