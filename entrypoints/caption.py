@@ -56,8 +56,7 @@ def _caption(arguments: argparse.Namespace) -> int:
     from entrypoints.settings import load_settings
 
     check_device(arguments.device)
-    names = ("caption_model", "device", "keep_style_words")
-    settings = load_settings(options={name: getattr(arguments, name) for name in names})
+    settings = load_settings(options=arguments)
     if settings.caption_model is None:
         raise UserError(
             "no caption model: give --caption-model, such as "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -120,8 +119,3 @@ class Fleet:
         for worker in self._workers.values():
             # Never SIGINT: Python treats it as an error during startup, or ignores it.
             worker.terminate()
-
-
-def worker_command(arguments: Sequence[str]) -> list[str]:
-    """The command that starts one worker of a fleet."""
-    return [sys.executable, "-m", "entrypoints.worker", *arguments]

@@ -56,16 +56,6 @@ from entrypoints.shutdown import signals_handled
 if TYPE_CHECKING:
     from adapters.diffusion.base.model import BaseModel
 
-SETTINGS = (
-    "base_model",
-    "base_model_config",
-    "caption_model",
-    "keep_style_words",
-    "device",
-    "checkpoint_every",
-    "preview_share",
-)
-"""Settings that have an option in ``train``."""
 IMAGES, OUT = "images", "out"
 """The buckets that the two folders stand for."""
 LEASE = LeaseTerms(seconds=9.0)
@@ -151,7 +141,7 @@ def build_container(
 ) -> Container:
     """Build the worker's container with folders as buckets and the terminal as backend."""
     logs = start_logging(level="DEBUG" if arguments.debug else "WARNING", form="text")
-    settings = load_settings(options={name: getattr(arguments, name) for name in SETTINGS})
+    settings = load_settings(options=arguments)
     out: Path = arguments.out
     console = Console(stderr=arguments.json)  # with --json, standard output has only the outcome
     container = Container(settings=settings, logs=logs, stop=StopSignal())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -567,19 +568,23 @@ def load_settings(
     env_file: Path | None = Path(".env"),
     *,
     kind: type[Settings] = Settings,
-    options: Mapping[str, Any] | None = None,
+    options: Namespace | None = None,
 ) -> Settings:
     """Load the settings.
 
     Args:
         kind: the class of settings; ``WorkerSettings`` for a worker.
-        options: command-line options that replace settings of the same names; None: not given.
+        options: the parsed command line; its options replace the settings of the same names.
 
     Raises:
         InvalidSettings: at least one setting or option is wrong; the text lists all of them.
     """
     given = _read(env_file)
-    replaced = {name: value for name, value in (options or {}).items() if value is not None}
+    replaced = {
+        name: value
+        for name, value in vars(options or Namespace()).items()
+        if value is not None and name in Settings.model_fields
+    }
     aliases = {**PLATFORM_NAMES, **RENAMED}
     by_alias = {name: given[alias] for alias, name in aliases.items() if alias in given}
     try:

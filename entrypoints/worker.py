@@ -116,7 +116,7 @@ def _work(arguments: argparse.Namespace) -> int:
 def _fleet(arguments: argparse.Namespace, settings: Settings) -> int:
     from adapters.logs.setup import start_logging
     from adapters.nvml import GpuReader
-    from entrypoints.fleet import Fleet, parse_gpus, worker_command
+    from entrypoints.fleet import Fleet, parse_gpus
     from entrypoints.settings import environment_on_gpu
 
     if arguments.check:
@@ -132,10 +132,10 @@ def _fleet(arguments: argparse.Namespace, settings: Settings) -> int:
         form=settings.log_format,
         secrets=settings.secrets(),
     )
-    options = [name for name in ("once", "debug") if getattr(arguments, name)]
+    options = [f"--{name}" for name in ("once", "debug") if getattr(arguments, name)]
     return Fleet(
         gpus,
-        worker_command([f"--{name}" for name in options]),
+        [sys.executable, "-m", "entrypoints.worker", *options],
         lambda gpu: environment_on_gpu(settings, gpu, gpus.index(gpu)),
         once=arguments.once,
     ).run()
