@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from typing import Any
 from benchmarks.images import drawn_images
 
 ROOT = Path(__file__).resolve().parents[1]
+KINDS = ("by the clock", "of processor time")
+COLUMNS = ("this version", "other commit", "ratio")
 PROGRAM = """
 import json, os, sys, time
 began = time.perf_counter()
@@ -78,7 +80,10 @@ def main() -> None:
         print(f"until the end of: {name:36} {until:6.2f} s")
     for checkout, measured in times.items():
         clock, busy = zip(*measured, strict=True)
-        print(f"{checkout}: {_spread(clock)} s by the clock, {_spread(busy)} s of processor time")
+        print(
+            f"{checkout}: {_text(_spread(clock))} s by the clock, "
+            f"{_text(_spread(busy))} s of processor time"
+        )
     if options.beside:
         results = _compared(options.beside.resolve(), *times.values())
         options.json.write_text(json.dumps(results, indent=1) + "\n")
@@ -97,18 +102,19 @@ def _compared(
         "rounds": len(ours),
         "beside": commit,
     }
-    for number, kind in enumerate(("by the clock", "of processor time")):
+    for number, kind in enumerate(KINDS):
         mine, before = ([times[number] for times in side] for side in (ours, theirs))
         ratios = [a / b for a, b in zip(mine, before, strict=True)]
-        results[kind] = [_spread(mine), _spread(before), _spread(ratios)]
+        columns = zip(COLUMNS, (mine, before, ratios), strict=True)
+        results[kind] = {column: _spread(values) for column, values in columns}
     return results
 
 
 def first_step_table(results: dict[str, Any]) -> str:
     """The times of both checkouts as a Markdown table."""
     rows = "".join(
-        f"| {kind} | {' | '.join(results[kind])} |\n"
-        for kind in ("by the clock", "of processor time")
+        f"| {kind} | {' | '.join(_text(results[kind][column]) for column in COLUMNS)} |\n"
+        for kind in KINDS
     )
     return (
         f"Measured on {results['date']}, {results['cores']} cores (load {results['load']}), "
@@ -136,8 +142,13 @@ def first_step(checkout: Path, scratch: Path) -> tuple[float, float, dict[str, f
     return seconds, busy, json.loads(done.stderr.splitlines()[-1])
 
 
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    spread = {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
+    return {name: round(value, 3) for name, value in spread.items()}
+
+
+def _text(spread: Mapping[str, float]) -> str:
+    return f"{spread['median']:.2f} ({spread['lowest']:.2f} to {spread['highest']:.2f})"
 
 
 if __name__ == "__main__":

@@ -50,8 +50,9 @@ def load_base_model(settings: Settings, device: str) -> BaseModel:
         name = settings.base_model
     import_libraries()
     from adapters.diffusion.base.model import load_base
+    from adapters.diffusion.lean_imports import lean
 
-    base = load_base(name, settings.base_model_config)
+    base = lean(lambda: load_base(name, settings.base_model_config))
     _choose_threads(base)
     return base
 
@@ -70,9 +71,15 @@ def _choose_threads(base: BaseModel) -> None:
 
 def import_libraries() -> None:
     """Import the trainer's libraries, without their progress bars and irrelevant warnings."""
+    from adapters.diffusion.lean_imports import lean
+
     gc.disable()  # imports create many objects and free few
     try:
-        quiet_libraries()
-        import adapters.diffusion.trainer  # noqa: F401 - imports all that a run needs
+        lean(_import_trainer)
     finally:
         gc.enable()
+
+
+def _import_trainer() -> None:
+    quiet_libraries()
+    import adapters.diffusion.trainer  # noqa: F401 - imports all that a run needs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from collections.abc import Mapping
@@ -31,6 +32,27 @@ class OptimizerState:
     """Numbers of its group, by name (Prodigy's estimate), and ``step`` if it is not a tensor."""
 
 
+class Uncompiled(torch.optim.Optimizer):
+    """A mixin: torch's methods without the decorators that import ``torch._dynamo``.
+
+    They only matter for ``torch.compile``, and importing it takes a second.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class AdamW(Uncompiled, torch.optim.AdamW):
+    """torch's AdamW, also by its name in the metadata of styles."""
+
+    __module__ = torch.optim.AdamW.__module__
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+class SGD(Uncompiled, torch.optim.SGD):
+    """torch's SGD."""
+
+
 def build_optimizer(
     weights: torch.nn.Parameter, parameters: TrainingParameters
 ) -> torch.optim.Optimizer:
@@ -42,7 +64,7 @@ def build_optimizer(
     name = parameters.optimizer
     rate, decay = parameters.learning_rate, parameters.weight_decay
     if name is OptimizerName.ADAMW:
-        adamw = torch.optim.AdamW([weights], lr=rate, weight_decay=decay, fused=True)
+        adamw = AdamW([weights], lr=rate, weight_decay=decay, fused=True)
         # Initialised here, so that a checkpoint before the first step has the state, too.
         adamw.state[weights] = {
             "step": torch.zeros((), device=weights.device),

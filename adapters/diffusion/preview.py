@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from adapters.common.device_memory import on_device, split_on_oom
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.text import encode_captions
 from domain.parameters import TrainingParameters
 from domain.results import Preview
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 STEPS = 20
 """Denoising steps by default; enough for DPM-Solver++ (arXiv 2211.01095)."""
@@ -86,6 +88,8 @@ def reencoded(base: BaseModel, request: PreviewRequest, device: torch.device) ->
 
 def preview_pipeline(base: BaseModel) -> StableDiffusionPipeline:
     """The base model with the scheduler for previews."""
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
     pipeline = StableDiffusionPipeline(
         vae=base.vae,
         text_encoder=None,

@@ -212,10 +212,10 @@ def test_a_hub_that_cannot_be_resolved_is_reported_within_seconds(
 def test_a_missing_path_is_not_looked_up_on_the_hub(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load_config(_name: str) -> None:
+    def download(*_arguments: object) -> None:
         raise AssertionError("looked up on the hub")
 
-    monkeypatch.setattr("diffusers.StableDiffusionPipeline.load_config", load_config)
+    monkeypatch.setattr("adapters.diffusion.base.pipeline_files.hf_hub_download", download)
     assert refusal(name).endswith("a file or a hub name; check the path")
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from adapters.diffusion import session as session_module
+from adapters.diffusion.optimizer import AdamW
 from adapters.diffusion.trainer import DiffusionTrainer
 from domain.failure import FailureCode, TrainingFailed
 from domain.image import TrainingImage
@@ -122,9 +123,7 @@ def test_a_checkpoint_never_contains_nan(
         assert finish(session) == uninterrupted
 
 
-@pytest.mark.parametrize(
-    ("where", "broken"), [(torch.autograd, "backward"), (torch.optim.AdamW, "step")]
-)
+@pytest.mark.parametrize(("where", "broken"), [(torch.autograd, "backward"), (AdamW, "step")])
 def test_stalled_training_is_logged_once(
     trainer: DiffusionTrainer,
     images: Images,

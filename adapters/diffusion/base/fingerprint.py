@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+
+from adapters.diffusion.base.pipeline_files import PipelineParts
 
 
-def fingerprint_of(pipeline: StableDiffusionPipeline) -> str:
+def fingerprint_of(pipeline: PipelineParts) -> str:
     """SHA-256, in hex, over the weights and configurations that training uses.
 
     Weights are hashed in float32. A diffusers folder and a single-file checkpoint of the same

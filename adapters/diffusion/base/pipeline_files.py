@@ -1,12 +1,18 @@
-"""Load and check a Stable Diffusion pipeline from a folder, a single file or the hub."""
+"""Load and check Stable Diffusion's parts from a folder, a single file or the hub."""
 
 from __future__ import annotations
 
-import warnings
+import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from diffusers import StableDiffusionPipeline
-from transformers import CLIPTextModel
+import diffusers
+import torch
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from adapters.diffusion.base.names import PICKLES, BaseModelInvalid, check_name, hub_has
 
@@ -17,12 +23,27 @@ _EXPECTED = {
     "text_encoder": {"CLIPTextModel"},
     "tokenizer": {"CLIPTokenizer", "CLIPTokenizerFast"},
 }
+_INDEX = "model_index.json"
+_TEXT, _WEIGHTS, _SHARDS = "text_encoder", "model.safetensors", "model-*.safetensors"
+_PREFIX = "text_model."
+"""Of the text encoder's weights in files; transformers 5 omits it in the model."""
 _PREDICTIONS = {"epsilon", "v_prediction"}
 _LATENT_CHANNELS = 4
 
 
-def read_pipeline(name: str, config_folder: Path | None) -> StableDiffusionPipeline:
-    """Load a pipeline, in float32, from safetensors files only: no pickle, no remote code.
+@dataclass(frozen=True)
+class PipelineParts:
+    """The parts of a pipeline that training uses."""
+
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    scheduler: SchedulerMixin
+
+
+def read_pipeline(name: str, config_folder: Path | None) -> PipelineParts:
+    """Load a pipeline's parts, in float32, from safetensors files only: no pickle, no remote code.
 
     Args: as in ``load_base``.
 
@@ -32,21 +53,23 @@ def read_pipeline(name: str, config_folder: Path | None) -> StableDiffusionPipel
     check_name(name)
     path = Path(name)
     if path.is_file():
-        pipeline = _from_file(name, path, config_folder)
+        parts = _from_file(name, path, config_folder)
     else:
-        pipeline = _from_folder_or_hub(name, path)
-    _check(name, pipeline)
-    return pipeline
+        parts = _from_folder_or_hub(name, path)
+    _check(name, parts)
+    return parts
 
 
-def _from_file(name: str, path: Path, config_folder: Path | None) -> StableDiffusionPipeline:
+def _from_file(name: str, path: Path, config_folder: Path | None) -> PipelineParts:
     if path.suffix.lower() in PICKLES:
         raise BaseModelInvalid(name, "is a pickle, which can run code; give a .safetensors file")
     if path.suffix.lower() != ".safetensors":
         raise BaseModelInvalid(name, "is not a .safetensors file; give one, or a diffusers folder")
     local = {} if config_folder is None else {"config": str(config_folder)}
+    from diffusers import StableDiffusionPipeline
+
     try:
-        return StableDiffusionPipeline.from_single_file(
+        pipeline = StableDiffusionPipeline.from_single_file(
             str(path), local_files_only=bool(local), **local
         )
     except Exception as error:  # the file may hold anything
@@ -56,18 +79,22 @@ def _from_file(name: str, path: Path, config_folder: Path | None) -> StableDiffu
             f"{'' if local else ', and allow access to the hub, which has its configuration'}"
             f" ({_first_line(error)})",
         ) from error
+    return PipelineParts(
+        tokenizer=pipeline.tokenizer,
+        text_encoder=pipeline.text_encoder,
+        vae=pipeline.vae,
+        unet=pipeline.unet,
+        scheduler=pipeline.scheduler,
+    )
 
 
-def _from_folder_or_hub(name: str, path: Path) -> StableDiffusionPipeline:
+def _from_folder_or_hub(name: str, path: Path) -> PipelineParts:
     if path.is_dir():
         _check_folder(name, path)
     # Without this check the hub's client would retry for a minute.
     offline = not path.is_dir() and hub_has(name) is None
     try:
-        with warnings.catch_warnings():
-            # A deprecated argument that diffusers passes to the hub client.
-            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument")
-            index = StableDiffusionPipeline.load_config(name, local_files_only=offline)
+        index = _index(name, path, offline=offline)
     except Exception as error:  # the hub client raises many types
         raise BaseModelInvalid(
             name,
@@ -81,16 +108,20 @@ def _from_folder_or_hub(name: str, path: Path) -> StableDiffusionPipeline:
         raise BaseModelInvalid(
             name, f"is a {found} of {classes}; give a Stable Diffusion 1.5, which is a {_PIPELINE}"
         )
+    # Part by part: importing the pipeline itself takes long, and only previews use it.
+    safetensors: dict[str, Any] = {"use_safetensors": True, "local_files_only": offline}
+    scheduler = getattr(diffusers, index["scheduler"][1])
     try:
-        return StableDiffusionPipeline.from_pretrained(
-            name,
-            text_encoder=_text_encoder(name, offline=offline),
-            use_safetensors=True,
-            local_files_only=offline,
-            safety_checker=None,
-            feature_extractor=None,
-            image_encoder=None,
-            requires_safety_checker=False,
+        return PipelineParts(
+            tokenizer=CLIPTokenizer.from_pretrained(
+                name, subfolder="tokenizer", local_files_only=offline
+            ),
+            text_encoder=_text_encoder(name, path, offline=offline),
+            vae=AutoencoderKL.from_pretrained(name, subfolder="vae", **safetensors),
+            unet=UNet2DConditionModel.from_pretrained(name, subfolder="unet", **safetensors),
+            scheduler=scheduler.from_pretrained(
+                name, subfolder="scheduler", local_files_only=offline
+            ),
         )
     except Exception as error:  # the files may hold anything
         raise BaseModelInvalid(
@@ -100,23 +131,45 @@ def _from_folder_or_hub(name: str, path: Path) -> StableDiffusionPipeline:
         ) from error
 
 
-def _text_encoder(name: str, *, offline: bool) -> CLIPTextModel:
-    """Load the text encoder. Raises an error if weights are missing, which transformers would
-    initialise at random."""
-    model, report = CLIPTextModel.from_pretrained(
-        name,
-        subfolder="text_encoder",
-        use_safetensors=True,
-        local_files_only=offline,
-        output_loading_info=True,
-    )
-    if missing := report["missing_keys"]:
+def _index(name: str, path: Path, *, offline: bool) -> dict[str, Any]:
+    """The pipeline's class and, by the name of each part, its library and class."""
+    if not path.is_dir():
+        path = Path(hf_hub_download(name, _INDEX, local_files_only=offline)).parent
+    index: dict[str, Any] = json.loads((path / _INDEX).read_text("utf-8"))
+    return index
+
+
+def _text_encoder(name: str, path: Path, *, offline: bool) -> CLIPTextModel:
+    """Load the text encoder. Raises an error if weights are missing.
+
+    Not with its ``from_pretrained``, which imports sympy and draws missing weights at random.
+    """
+    if not path.is_dir():
+        file = hf_hub_download(name, f"{_TEXT}/{_WEIGHTS}", local_files_only=offline)
+        hf_hub_download(name, f"{_TEXT}/config.json", local_files_only=offline)
+        path = Path(file).parent.parent
+    model = _Uninitialised(CLIPTextConfig.from_pretrained(path / _TEXT))
+    whole = path / _TEXT / _WEIGHTS
+    weights: dict[str, torch.Tensor] = {}
+    for part in [whole] if whole.is_file() else (path / _TEXT).glob(_SHARDS):
+        weights |= load_file(part)
+    if not any(key.startswith(_PREFIX) for key in model.state_dict()):  # transformers 5
+        weights = {key.removeprefix(_PREFIX): weight for key, weight in weights.items()}
+    missing, _ = model.load_state_dict(weights, strict=False)  # old files also have positions
+    if missing:
         raise ValueError(f"the text encoder lacks {min(missing)}")
     return model
 
 
+class _Uninitialised(CLIPTextModel):  # type: ignore[misc] # untyped
+    """A text encoder whose weights are loaded, so that initial ones are not needed."""
+
+    def init_weights(self) -> None:
+        """Does nothing."""
+
+
 def _check_folder(name: str, path: Path) -> None:
-    if not (path / "model_index.json").is_file():
+    if not (path / _INDEX).is_file():
         raise BaseModelInvalid(
             name, "has no model_index.json; give a folder as diffusers' save_pretrained writes it"
         )
@@ -131,20 +184,20 @@ def _check_folder(name: str, path: Path) -> None:
             raise BaseModelInvalid(name, remedy)
 
 
-def _check(name: str, pipeline: StableDiffusionPipeline) -> None:
-    parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+def _check(name: str, found: PipelineParts) -> None:
+    parts = (found.unet, found.vae, found.text_encoder)
     if any(weight.is_meta for part in parts for weight in part.parameters()):
         raise BaseModelInvalid(name, "lacks some of its weights; give a complete checkpoint")
-    unet = pipeline.unet.config
+    unet = found.unet.config
     if unet.in_channels != _LATENT_CHANNELS:
         raise BaseModelInvalid(
             name, f"takes {unet.in_channels} channels, as for inpainting; give a plain model"
         )
-    if unet.cross_attention_dim != pipeline.text_encoder.config.hidden_size:
+    if unet.cross_attention_dim != found.text_encoder.config.hidden_size:
         raise BaseModelInvalid(
             name, "its text encoder does not fit its unet; give a complete model"
         )
-    predicts = pipeline.scheduler.config.get("prediction_type", "epsilon")
+    predicts = found.scheduler.config.get("prediction_type", "epsilon")
     if predicts not in _PREDICTIONS:
         raise BaseModelInvalid(
             name, f"predicts {predicts!r}; give one that predicts noise or velocity"
