@@ -13,7 +13,22 @@ def test_names_of_files_are_accepted(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", ".hidden", "a/b", "a\\b", "a:b", "<a>", "a ", "x" * 101, "a\nb"]
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        ".hidden",
+        "a/b",
+        "a\\b",
+        "a:b",
+        "<a>",
+        "a ",
+        "x" * 101,
+        "日" * 82,
+        "\udcff",
+        "a\nb",
+    ],
 )
 def test_names_invalid_in_a_file_or_prompt_are_refused(name: str) -> None:
     with pytest.raises(InvalidName, match="not a name for a file"):
@@ -22,7 +37,15 @@ def test_names_invalid_in_a_file_or_prompt_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("a:b", "a_b"), (" a. ", "a"), ("", None), ("...", None), ("x" * 300, "x" * 100)],
+    [
+        ("a:b", "a_b"),
+        (" a. ", "a"),
+        ("", None),
+        ("...", None),
+        ("x" * 300, "x" * 100),
+        ("日" * 85, "日" * 81),
+        ("a\udcff", "a_"),
+    ],
 )
 def test_a_folder_name_is_converted_to_the_nearest_valid_name(text: str, name: str | None) -> None:
     assert file_name_from(text) == name
