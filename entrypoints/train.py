@@ -38,6 +38,8 @@ ONLY_FOR_TRYING = (
     "a network stable-diffusion-v1-5/stable-diffusion-v1-5"
 )
 
+MAX_PREVIEW_STEPS = 1000
+"""The timesteps of Stable Diffusion's noise schedule: a sampler cannot take more steps."""
 EPILOG = """\
 examples:
   python -m entrypoints.train images --out styles/watercolour
@@ -198,6 +200,9 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         number = getattr(arguments, name)
         if number is not None and number < 1:
             raise InvalidParameter(name, number, "give 1 or more")
+    if arguments.preview_steps is not None and arguments.preview_steps > MAX_PREVIEW_STEPS:
+        remedy = f"give at most {MAX_PREVIEW_STEPS}"
+        raise InvalidParameter("preview_steps", arguments.preview_steps, remedy)
 
     from adapters.console.image_notes import caption_notes, cropping_notes, image_notes
     from adapters.diffusion.base.names import check_name

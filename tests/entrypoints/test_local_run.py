@@ -162,6 +162,7 @@ def test_previews_can_be_disabled(
     assert usual.before
     assert run("--preview-share", "2", "--out", "third")[0] == 2
     assert run("--preview-steps", "0", "--out", "third")[0] == 2
+    assert run("--preview-steps", "1001", "--out", "third")[0] == 2
 
 
 def test_images_may_be_symlinks(trainer: Faulty, run: Run, tmp_path: Path) -> None:
