@@ -107,6 +107,7 @@ def run_command(
     _prepare_streams()
     parser.add_common_options()
     arguments = parser.parse_args(with_dashes(sys.argv[1:] if argv is None else argv))
+    _require_unicode(arguments, parser)
     try:
         code = carry_out(arguments)
         sys.stdout.flush()
@@ -146,6 +147,15 @@ def _prepare_streams() -> None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as Python does for standard error
+
+
+def _require_unicode(arguments: argparse.Namespace, parser: CommandParser) -> None:
+    """Reject texts that are not UTF-8, which no caption, metadata or message can hold; paths may
+    have any bytes."""
+    for name, value in vars(arguments).items():
+        texts = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(text, str) and re.search("[\ud800-\udfff]", text) for text in texts):
+            parser.error(f"argument {option_of(name)}: it is not UTF-8; give it in UTF-8")
 
 
 def _is_reader_gone() -> bool:

@@ -25,7 +25,9 @@ def encode(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> 
     with sorted keys; offsets count from its end and stay valid.
     """
     on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    data = safetensors.torch.save(on_host, dict(metadata))
+    # Paths and names may hold bytes that are not UTF-8.
+    texts = {name: text.encode(errors="replace").decode() for name, text in metadata.items()}
+    data = safetensors.torch.save(on_host, texts)
     header, body = _split(data)
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT)

@@ -41,3 +41,8 @@ def test_a_truncated_file_is_damaged(length: int) -> None:
 def test_another_kind_of_file_is_damaged() -> None:
     with pytest.raises(TensorFileDamaged):
         decode(b"PK\x03\x04" + b"pickle" * 100)
+
+
+def test_metadata_that_is_not_utf8_does_not_prevent_the_file() -> None:
+    data = encode({"a": torch.ones(1)}, {"name": "base\udcff"})
+    assert decode(data)[1] == {"name": "base?"}

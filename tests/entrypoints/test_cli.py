@@ -310,3 +310,11 @@ def test_output_that_the_locale_cannot_encode_is_escaped() -> None:
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout == b"\\xfc \\U0001f3a8\n"
+
+
+@pytest.mark.parametrize("option", ["--trigger-word", "--sample-prompt", "--author", "--tags"])
+def test_a_text_that_is_not_utf8_is_reported(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended("train", "images", "--out", "out", option, "a\udcff") == 2
+    assert f"argument {option}: it is not UTF-8" in capsys.readouterr().err
