@@ -53,8 +53,8 @@ def entering(monkeypatch: pytest.MonkeyPatch, device: FakeDevice) -> None:
 @pytest.mark.parametrize(
     ("backend", "options", "slots"),
     [
-        (BFLOAT16, {"validation_epochs": 1, **EVERY_OPTION}, 2),
-        (FLOAT16, {"validation_epochs": 1, "lora_dropout": 0.1, "use_dora": True}, 1),
+        (BFLOAT16, {"validation_epochs": 2, **EVERY_OPTION}, 2),
+        (FLOAT16, {"lora_dropout": 0.1, "use_dora": True}, 1),
         (BFLOAT16, {"train_text_encoder": True, "text_encoder_lr": 1e-5}, 1),
     ],
 )

@@ -21,7 +21,7 @@ FAST = Backend(make_recorder=Tape)
 def test_the_default_backend_has_the_loss_curve_and_weights_of_the_reference(
     base: BaseModel, images: tuple[TrainingImage, ...]
 ) -> None:
-    plan = plan_of(images, epochs=8, batch_size=2, learning_rate=3e-3, validation_epochs=1)
+    plan = plan_of(images, epochs=8, batch_size=2, learning_rate=3e-3, validation_epochs=8)
     curve, weights = recipe(base, plan)
     fast = DiffusionTrainer(base, decode, backend=FAST)
     with fast.open(plan, None) as session:
@@ -29,10 +29,11 @@ def test_the_default_backend_has_the_loss_curve_and_weights_of_the_reference(
         while not session.finished:
             session.advance()
         found = by_layer(session)
-        history = session.history
+        history, before = session.history, session.baseline
     assert [record.loss for record in history] == pytest.approx(curve, rel=2e-3)
     # Over the same noises and timesteps, so that chance has no part in it.
-    first, last = history[0].evaluation_loss, history[-1].evaluation_loss
+    assert before is not None
+    first, last = before.evaluation_loss, history[-1].evaluation_loss
     assert first is not None
     assert last is not None
     assert last < first
