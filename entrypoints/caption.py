@@ -91,6 +91,8 @@ def _caption(arguments: argparse.Namespace) -> int:
             with file.open("x", encoding="utf-8") as output:
                 output.write(caption + "\n")
         except OSError as error:
+            if not isinstance(error, FileExistsError):  # an empty file would count as a caption
+                file.unlink(missing_ok=True)
             raise UserError(f"{file}: cannot be written ({error.strerror or error})") from None
         print(f"{file}: {caption}")
     return 0

@@ -48,6 +48,8 @@ _PARTS = {
     "magnitude_vector": Part.MAGNITUDE,
 }
 _OLD_NAMES_OF_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+_MAX_REPEATS = 2
+"""Most quantifiers of a pattern for names: the time of a match grows with their number."""
 _UNET_BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")
 
 
@@ -195,8 +197,13 @@ def _configured_alpha(config: Mapping[str, Any], names: Sequence[str], rank: int
     regular expressions for the ends of names, and the first match counts.
     """
     try:
+        patterns = dict(config.get("alpha_pattern") or {})
+        for pattern in patterns:
+            repeats = len(re.findall(r"[*+{]", pattern))
+            if repeats > _MAX_REPEATS or re.search(r"\)[*+{]", pattern):
+                raise ValueError(f"{pattern!r:.80} has too many repeats; write out the names")
         for name in names:
-            for pattern, alpha in (config.get("alpha_pattern") or {}).items():
+            for pattern, alpha in patterns.items():
                 if re.match(rf"(.*\.)?({pattern})$", name):
                     return float(alpha)
         return float(config.get("lora_alpha", rank))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,19 @@ def test_missing_captions_are_written_and_existing_ones_kept(
     assert caption.main([str(images), *MODEL]) == 0
     assert texts(images) == found
     assert "every image has a caption" in capsys.readouterr().out
+
+
+def test_a_caption_that_cannot_be_written_leaves_no_file(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # stands in for a full disk
+    try:
+        assert caption.main([str(images), *MODEL]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "image_02.txt: cannot be written" in capsys.readouterr().err
+    assert texts(images).keys() == {"image_01"}
 
 
 def test_images_that_share_a_caption_file_get_one_caption(

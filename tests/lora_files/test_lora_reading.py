@@ -305,6 +305,8 @@ def test_an_invalid_regular_expression_is_refused(tmp_path: Path) -> None:
         ("null", "is not a JSON object"),
         ('{"unet.alpha_pattern": [1]}', "alpha_pattern or lora_alpha"),
         ('{"unet.alpha_pattern": {".*": null}}', "alpha_pattern or lora_alpha"),
+        ('{"unet.alpha_pattern": {"(a+)+b": 1}}', "too many repeats"),
+        ('{"unet.alpha_pattern": {".*.*.*b": 1}}', "too many repeats"),
         ('{"unet.lora_alpha": null}', "alpha_pattern or lora_alpha"),
         ('{"unet.lora_alpha": "much"}', "alpha_pattern or lora_alpha"),
         (f'{{"unet.lora_alpha": 1{"0" * 400}}}', "alpha_pattern or lora_alpha"),
