@@ -142,6 +142,12 @@ def main() -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    # New objects: the former ones may be able to seek, and these may not.
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout, sys.stderr = (
+        open(number, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
+        for number in (1, 2)
+    )
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
