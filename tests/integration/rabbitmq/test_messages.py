@@ -16,6 +16,7 @@ from adapters.rabbitmq.queue import RabbitQueue
 from application.ports import MAX_MESSAGE_BYTES, QueueUnavailable
 from tests.services.queues import PORT, fetch, opened, publish_as_the_backend, receive
 from tests.services.tcp_proxy import Proxy
+from tests.services.waiting import eventually
 
 pytestmark = pytest.mark.integration
 
@@ -154,11 +155,17 @@ def test_interrupted_processing_keeps_every_dead_letter_in_at_least_one_queue(
 
         with pytest.raises(QueueUnavailable, match="repeat the command"):
             queue.process_dead_letters(cut_at_the_second)
-        dead = {
-            letter.body for letter in queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)
-        }
+    dead: set[bytes] = set()
+
+    def back() -> bool:
+        """Whether the broker has noticed the cut and returned the messages."""
+        letters = direct.process_dead_letters(lambda _: DeadLetterAction.KEEP)
+        dead.update(letter.body for letter in letters)
+        return dead >= {b"1", b"2"}
+
+    with opened(options) as direct:
+        eventually(back)
     waiting = set()
     while (got := raw.basic_get(options.queue, auto_ack=True))[0] is not None:
         waiting.add(got[2])
-    assert dead >= {b"1", b"2"}
     assert dead | waiting == {b"0", b"1", b"2"}
