@@ -29,7 +29,16 @@ from application.ports import (
     ReportFile,
     Unavailable,
 )
-from application.storage_keys import JOBS, StorageKeys
+from application.storage_keys import (
+    CANCELLATION,
+    CAPTIONS,
+    JOBS,
+    JOURNAL,
+    LEASE,
+    REJECTION,
+    TASK,
+    StorageKeys,
+)
 from domain.errors import UserError
 from domain.job import TrainingJob
 from domain.location import Bucket, Location
@@ -49,6 +58,8 @@ MAX_CHECKPOINT_BYTES = 4 * 1024**3
 """Exceeds a checkpoint of the highest rank on all layers, including the optimizer's state."""
 MAX_PREVIEW_BYTES = 64 * 1024**2
 """Exceeds one PNG at the largest resolution."""
+_PREVIEWS = "previews/epoch_"
+"""Beginning of the names of previews at checkpoints, among the files of the report."""
 
 
 class TaskDiffers(UserError):
@@ -88,7 +99,7 @@ class JobStore:
         Raises:
             RecordNewer, RecordDamaged: the record cannot be used.
         """
-        blob = FencedBlob(self.blobs, self.keys.journal(fresh.task_id))
+        blob = FencedBlob(self.blobs, self.keys.job(fresh.task_id, JOURNAL))
         entry = Entry(blob, self.worker, self.events, fresh, self.clock)
         entry.load()
         return entry
@@ -101,7 +112,7 @@ class JobStore:
         """
         if job.artifact is not None and not self.keys.is_weights(job.artifact.location):
             reason = ValueError(f"weights at {job.artifact.location}")
-            raise RecordDamaged(self.keys.journal(job.task_id), reason)
+            raise RecordDamaged(self.keys.job(job.task_id, JOURNAL), reason)
 
     def claim(self, task: TrainingTask, job: TrainingJob) -> None:
         """Record the request under its task id, or compare it with the recorded one.
@@ -120,7 +131,7 @@ class JobStore:
             "tags": list(task.tags),
             "parameters": json.loads(json.dumps(dict(task.requested.named))),
         }
-        at = self.keys.task(task.task_id)
+        at = self.keys.job(task.task_id, TASK)
         try:
             self._put_json(at, wanted, IfAbsent())
         except PreconditionFailed:
@@ -139,7 +150,7 @@ class JobStore:
         Raises:
             RecordNewer, RecordDamaged: the record cannot be used.
         """
-        return read_record(self.blobs, self.keys.journal(task_id))
+        return read_record(self.blobs, self.keys.job(task_id, JOURNAL))
 
     def recorded_tasks(self) -> Iterator[str]:
         """Iterate over the ids of all tasks with a record."""
@@ -149,7 +160,7 @@ class JobStore:
 
     def delete_record(self, task_id: str) -> None:
         """Delete the job's record, so that the next run of the task starts over."""
-        self.blobs.delete(self.keys.journal(task_id))
+        self.blobs.delete(self.keys.job(task_id, JOURNAL))
 
     def lease(self, task_id: str) -> Lease:
         """The job's lease, not yet acquired."""
@@ -157,18 +168,18 @@ class JobStore:
         def report_write(at: datetime, error: Exception | None) -> None:
             self.events(LeaseWritten(task_id=task_id, at=at, error=error))
 
-        at = self.keys.lease(task_id)
+        at = self.keys.job(task_id, LEASE)
         return Lease(self.blobs, at, self.worker, self.lease_terms, self.clock, report_write)
 
     def lease_owner(self, task_id: str) -> str | None:
         """The worker that holds the job's lease; None if the lease is free or expired."""
-        return lease_owner(self.blobs, self.keys.lease(task_id), self.clock.now())
+        return lease_owner(self.blobs, self.keys.job(task_id, LEASE), self.clock.now())
 
     # --- rejection
 
     def put_rejection(self, task_id: str, rejection: Mapping[str, str]) -> None:
         """Store the reason why a message with this task id was rejected."""
-        self._put_json(self.keys.rejection(task_id), dict(rejection))
+        self._put_json(self.keys.job(task_id, REJECTION), dict(rejection))
 
     def rejection(self, task_id: str) -> dict[str, str] | None:
         """Read why a message with this task id was rejected; None if none was.
@@ -176,7 +187,7 @@ class JobStore:
         Raises:
             RecordDamaged: the stored rejection cannot be decoded.
         """
-        return self._texts(self.keys.rejection(task_id))
+        return self._texts(self.keys.job(task_id, REJECTION))
 
     # --- generated captions
 
@@ -186,12 +197,12 @@ class JobStore:
         Raises:
             RecordDamaged: the stored captions cannot be decoded.
         """
-        return self._texts(self.keys.captions(task_id))
+        return self._texts(self.keys.job(task_id, CAPTIONS))
 
     def add_captions(self, task_id: str, made: Mapping[str, str]) -> dict[str, str]:
         """Store generated captions; return the stored ones: another worker's, if it was first."""
         with suppress(PreconditionFailed):
-            self._put_json(self.keys.captions(task_id), dict(made), IfAbsent())
+            self._put_json(self.keys.job(task_id, CAPTIONS), dict(made), IfAbsent())
         return self.captions(task_id) or {}
 
     # --- cancellation
@@ -199,12 +210,12 @@ class JobStore:
     def request_cancellation(self, task_id: str) -> None:
         """Store a request to cancel the job, for its current or next worker."""
         note = {"requested_at": self.clock.now().isoformat()}
-        self._put_json(self.keys.cancellation(task_id), note)
+        self._put_json(self.keys.job(task_id, CANCELLATION), note)
 
     def cancellation_requested(self, task_id: str) -> bool:
         """Whether a cancellation was requested; False if the store cannot be read."""
         try:
-            self.blobs.get(self.keys.cancellation(task_id), max_bytes=MAX_RECORD_BYTES)
+            self.blobs.get(self.keys.job(task_id, CANCELLATION), max_bytes=MAX_RECORD_BYTES)
         except BlobMissing:
             return False
         except BlobTooLarge:
@@ -252,7 +263,7 @@ class JobStore:
             keys.epoch_style(task_id, best_epoch),
         )
         try:
-            files = self.blobs.list(keys.bucket, keys.files_prefix(task_id))
+            files = self.blobs.list(keys.bucket, f"{JOBS}{task_id}/")
             for best in best_files:
                 folder = best.key.removesuffix(best.name)
                 stored = [at for at in files if at.key.startswith(folder)]
@@ -284,13 +295,13 @@ class JobStore:
     def put_previews(self, task_id: str, epoch: int, previews: tuple[Preview, ...]) -> None:
         """Store the previews of an epoch's checkpoint."""
         for number, preview in enumerate(previews):
-            at = self.keys.previews(task_id, epoch, number)
+            at = self.keys.report(task_id, f"{_PREVIEWS}{epoch:05d}_{number}.png")
             self.blobs.put(at, preview.png, content_type="image/png")
 
     def previews(self, task_id: str) -> tuple[tuple[int, tuple[bytes, ...]], ...]:
         """Read the checkpoint previews of all attempts of a job: epochs, each with its PNGs."""
         found: dict[int, list[bytes]] = {}
-        for at in self.blobs.list(self.keys.bucket, self.keys.previews_prefix(task_id)):
+        for at in self.blobs.list(self.keys.bucket, self.keys.report(task_id, _PREVIEWS).key):
             if named := re.search(r"epoch_(\d+)_\d+\.png$", at.key):
                 png = self.blobs.get(at, max_bytes=MAX_PREVIEW_BYTES).data
                 found.setdefault(int(named[1]), []).append(png)
@@ -298,13 +309,14 @@ class JobStore:
 
     def put_preview_scores(self, task_id: str, epoch: int, scores: PreviewScores) -> None:
         """Store the scores of an epoch's previews."""
-        self._put_json(self.keys.preview_scores(task_id, epoch), asdict(scores))
+        at = self.keys.report(task_id, f"{_PREVIEWS}{epoch:05d}_scores.json")
+        self._put_json(at, asdict(scores))
 
     def preview_scores(self, task_id: str, epochs: Iterable[int]) -> dict[int, PreviewScores]:
         """Read the scores of these epochs' previews; epochs without scores are left out."""
         found: dict[int, PreviewScores] = {}
         for epoch in epochs:
-            at = self.keys.preview_scores(task_id, epoch)
+            at = self.keys.report(task_id, f"{_PREVIEWS}{epoch:05d}_scores.json")
             try:
                 scores = read_json(self.blobs, at, lambda value: PreviewScores(**value))
             except RecordDamaged as error:
@@ -316,7 +328,7 @@ class JobStore:
     def delete_previews(self, task_id: str) -> None:
         """Delete the checkpoint previews of a job that trains again. Raises nothing."""
         try:
-            for at in self.blobs.list(self.keys.bucket, self.keys.previews_prefix(task_id)):
+            for at in self.blobs.list(self.keys.bucket, self.keys.report(task_id, _PREVIEWS).key):
                 self.blobs.delete(at)
         except (Unavailable, BlobDenied) as error:
             log.warning("could not delete the first try's previews of task %s: %s", task_id, error)
@@ -333,12 +345,12 @@ class JobStore:
 
     def put_log(self, task_id: str, name: str, lines: bytes) -> None:
         """Store the log of one run of a job, as JSON lines."""
-        at = self.keys.log(task_id, name)
+        at = self.keys.job(task_id, f"logs/{name}")
         self.blobs.put(at, lines, content_type="application/x-ndjson")
 
     def probe(self, bucket: Bucket) -> Location:
         """A key unique to this worker, for testing a bucket."""
-        return bucket.at(self.keys.probe(self.worker).key)
+        return bucket.at(f"{JOBS}check/{self.worker}")
 
     def _put_json(
         self, at: Location, value: Mapping[str, Any], condition: IfAbsent | None = None

@@ -17,7 +17,7 @@ from tests.application.world import CONFIG, KEYS, TASK_ID, Watched, World, a_tas
 
 def test_a_cancelled_job_stops_at_the_next_check_and_the_backend_is_notified(world: World) -> None:
     def cancel() -> None:
-        world.blobs.put(KEYS.cancellation(TASK_ID), b"{}")
+        world.blobs.put(KEYS.job(TASK_ID, "cancel.json"), b"{}")
 
     trainer = Watched(world, 20, cancel)
     assert world.worker(trainer=trainer)(a_task(), StopSignal()) == Ack()
@@ -31,7 +31,7 @@ def test_a_cancelled_job_stops_at_the_next_check_and_the_backend_is_notified(wor
 
 
 def test_a_job_cancelled_while_queued_is_not_started(world: World) -> None:
-    world.blobs.put(KEYS.cancellation(TASK_ID), b"{}")
+    world.blobs.put(KEYS.job(TASK_ID, "cancel.json"), b"{}")
     assert world.worker()(a_task(), StopSignal()) == Ack()
     assert world.job().state is JobState.CANCELLED
     assert world.trainer.opened == 0
@@ -45,7 +45,7 @@ def test_an_unreadable_cancellation_does_not_stop_the_job(
     plain = world.blobs.get
 
     def get(at: Location, **options: Any) -> Blob:
-        if at == KEYS.cancellation(TASK_ID):
+        if at == KEYS.job(TASK_ID, "cancel.json"):
             raise error
         return plain(at, **options)
 

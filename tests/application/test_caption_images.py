@@ -40,7 +40,7 @@ def test_without_a_captioner_images_stay_without_a_caption(world: World) -> None
     trainer = Noting(world)
     world.worker(trainer=trainer)(a_task(), StopSignal())
     assert {image.generated_caption for image in trainer.images[0]} == {None}
-    assert KEYS.captions(TASK_ID) not in world.blobs.blobs
+    assert KEYS.job(TASK_ID, "captions.json") not in world.blobs.blobs
 
 
 @pytest.mark.parametrize("later", [None, MemoryCaptioner("another model's ")])
@@ -72,7 +72,7 @@ def test_captions_that_another_worker_stored_first_are_used(world: World) -> Non
 
 
 def test_captions_wait_for_an_unavailable_store(world: World) -> None:
-    blobs = AwayAfter(world, lambda at, _: at == KEYS.captions(TASK_ID), 30.0)
+    blobs = AwayAfter(world, lambda at, _: at == KEYS.job(TASK_ID, "captions.json"), 30.0)
     worker = world.worker(blobs=blobs, captioner=MemoryCaptioner())
     assert isinstance(worker(a_task(), StopSignal()), RetryLater)
     world.clock.sleep(60.0)

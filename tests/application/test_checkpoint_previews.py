@@ -147,8 +147,10 @@ def test_a_run_stores_previews_with_its_checkpoints_and_in_the_report(
     world, reporter = World(), Seen()
     assert world.worker(reporter=reporter)(a_task(epochs=epochs), StopSignal()) == Ack()
     assert [epoch for epoch, _ in reporter.report.checkpoint_previews] == shown
-    assert KEYS.previews(TASK_ID, 10, 0) in world.blobs.blobs
-    assert KEYS.previews(TASK_ID, 10, 0).key.startswith(f"jobs/{TASK_ID}/report/previews/")
+    assert KEYS.report(TASK_ID, "previews/epoch_00010_0.png") in world.blobs.blobs
+    assert KEYS.report(TASK_ID, "previews/epoch_00010_0.png").key.startswith(
+        f"jobs/{TASK_ID}/report/previews/"
+    )
 
 
 def test_no_previews_are_drawn_after_a_stop() -> None:

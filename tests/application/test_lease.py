@@ -42,7 +42,7 @@ def test_only_one_of_two_workers_acquires_a_free_lease(
     ours, plain = world.worker(), world.blobs.put
 
     def put(at: Location, *content: Any, **options: Any) -> str:
-        if at == KEYS.lease(TASK_ID):
+        if at == KEYS.job(TASK_ID, "lease.json"):
             monkeypatch.undo()
             world.lease("theirs").acquire(StopSignal())
         return plain(at, *content, **options)
@@ -61,7 +61,7 @@ def test_a_job_completed_before_the_lease_is_acquired_is_left_alone(
     ours, plain = world.worker(), world.blobs.put
 
     def put(at: Location, *content: Any, **options: Any) -> str:
-        if at == KEYS.lease(TASK_ID):
+        if at == KEYS.job(TASK_ID, "lease.json"):
             monkeypatch.undo()
             assert world.worker()(a_task(), StopSignal()) == Ack()
         return plain(at, *content, **options)
@@ -75,7 +75,7 @@ def test_a_job_completed_before_the_lease_is_acquired_is_left_alone(
 
 def test_the_lease_of_a_dead_worker_is_taken_over(world: World) -> None:
     world.blobs.put(
-        KEYS.lease(TASK_ID),
+        KEYS.job(TASK_ID, "lease.json"),
         json.dumps(
             {"owner": "dead", "expires_at": "2025-12-31T23:59:59+00:00", "revision": 4}
         ).encode(),
@@ -96,7 +96,7 @@ def test_the_lease_of_a_dead_worker_is_taken_over(world: World) -> None:
     ],
 )
 def test_a_damaged_lease_is_replaced(found: bytes, world: World) -> None:
-    world.blobs.put(KEYS.lease(TASK_ID), found)
+    world.blobs.put(KEYS.job(TASK_ID, "lease.json"), found)
     assert world.worker()(a_task(), StopSignal()) == Ack()
     assert world.leases() == []
 
@@ -106,7 +106,7 @@ def test_a_forged_lease_term_delays_a_job_for_a_bounded_time(
     expires_at: str, world: World
 ) -> None:
     forged = {"owner": "nobody", "expires_at": expires_at, "revision": 1, "seconds": 1e9}
-    world.blobs.put(KEYS.lease(TASK_ID), json.dumps(forged).encode())
+    world.blobs.put(KEYS.job(TASK_ID, "lease.json"), json.dumps(forged).encode())
     began = world.clock.monotonic()
     assert world.worker()(a_task(), StopSignal()) == Ack()
     assert world.clock.monotonic() - began < 2 * MAX_SECONDS
@@ -148,7 +148,7 @@ def test_a_stop_interrupts_watching_a_lease(world: World) -> None:
     with world.clock.every(2.0, lambda: stop.request(StopReason.SHUTDOWN)):
         assert world.worker()(a_task(), stop) == Requeue()
     assert world.clock.monotonic() - began <= 3.0
-    lease = json.loads(world.blobs.get(KEYS.lease(TASK_ID)).data)
+    lease = json.loads(world.blobs.get(KEYS.job(TASK_ID, "lease.json")).data)
     assert lease["owner"] == "dead", "it was not watched for long enough to be taken over"
 
 
@@ -159,7 +159,7 @@ def test_the_lease_is_renewed_before_expensive_calls(
     put, completed = world.blobs.put, world.notifier.completed
 
     def note_its_age() -> None:
-        lease = json.loads(world.blobs.get(KEYS.lease(TASK_ID)).data)
+        lease = json.loads(world.blobs.get(KEYS.job(TASK_ID, "lease.json")).data)
         term = timedelta(seconds=CONFIG.lease.seconds)
         ages.append(world.clock.now() + term - datetime.fromisoformat(lease["expires_at"]))
 
@@ -184,7 +184,7 @@ def test_the_lease_is_renewed_before_expensive_calls(
 def test_a_worker_that_lost_its_lease_writes_and_sends_nothing(world: World) -> None:
     def steal() -> None:
         world.blobs.put(
-            KEYS.lease(TASK_ID),
+            KEYS.job(TASK_ID, "lease.json"),
             json.dumps(
                 {"owner": "thief", "expires_at": "2026-01-01T00:10:00+00:00", "revision": 99}
             ).encode(),
@@ -206,7 +206,7 @@ def test_a_worker_that_lost_its_lease_sends_no_progress_during_a_long_step(
 
     def lose_it_in_mid_step() -> None:
         world.blobs.put(
-            KEYS.lease(TASK_ID),
+            KEYS.job(TASK_ID, "lease.json"),
             b'{"owner": "thief", "expires_at": "2100-01-01T00:00:00+00:00", "revision": 99}',
         )
         world.clock.advance(CONFIG.lease.renew_every)
@@ -230,7 +230,7 @@ def test_a_worker_that_cannot_renew_stops_calling_before_the_lease_expires(
     class CutOff:
         def __getattr__(self, name: str) -> Any:
             def put(at: Location, *content: Any, **options: Any) -> str:
-                if away and at == KEYS.lease(TASK_ID):
+                if away and at == KEYS.job(TASK_ID, "lease.json"):
                     raise BlobUnavailable("no way to the store")
                 return world.blobs.put(at, *content, **options)
 
@@ -263,7 +263,7 @@ def test_a_worker_that_cannot_renew_stops_calling_before_the_lease_expires(
 def test_completing_a_job_leaves_a_lease_taken_over_by_another(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at, plain = KEYS.lease(TASK_ID), world.notifier.completed
+    at, plain = KEYS.job(TASK_ID, "lease.json"), world.notifier.completed
 
     def unavailable(*_: object, **__: object) -> str:
         raise BlobUnavailable("no way to the store")

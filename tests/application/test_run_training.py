@@ -143,7 +143,7 @@ def test_the_end_of_the_training_is_recorded_once_the_store_is_back(
     world: World, state: JobState
 ) -> None:
     def of_the_end(at: Location, data: bytes) -> bool:
-        return at == KEYS.journal(TASK_ID) and f'"{state}"'.encode() in data
+        return at == KEYS.job(TASK_ID, "journal.json") and f'"{state}"'.encode() in data
 
     blobs = AwayAfter(world, of_the_end, seconds=30.0)
     assert world.worker(blobs=blobs)(a_task(), StopSignal()) == Ack()
@@ -151,11 +151,13 @@ def test_the_end_of_the_training_is_recorded_once_the_store_is_back(
 
 
 def test_an_unreadable_journal_is_dead_lettered(world: World) -> None:
-    world.blobs.put(KEYS.journal(TASK_ID), b"{}")
+    world.blobs.put(KEYS.job(TASK_ID, "journal.json"), b"{}")
     assert isinstance(world.worker()(a_task(), StopSignal(), 0), RetryLater)
     outcome = world.worker()(a_task(), StopSignal(), CONFIG.max_retries)
     assert isinstance(outcome, DeadLetter)
-    assert f"{KEYS.journal(TASK_ID)} is damaged (KeyError: 'revision')" in outcome.reason
+    assert (
+        f"{KEYS.job(TASK_ID, 'journal.json')} is damaged (KeyError: 'revision')" in outcome.reason
+    )
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,7 @@ def test_weights_recorded_at_another_location_are_not_announced(
         artifact=Artifact(forged, "00ff", 12),
     )
     record = {"revision": 1, "writer": "w", "job": encode_job(job)}
-    world.blobs.put(KEYS.journal(TASK_ID), json.dumps(record).encode())
+    world.blobs.put(KEYS.job(TASK_ID, "journal.json"), json.dumps(record).encode())
     outcome = world.worker()(a_task(), StopSignal(), CONFIG.max_retries)
     assert isinstance(outcome, DeadLetter)
     assert f"is damaged (ValueError: weights at {forged})" in outcome.reason
@@ -184,7 +186,7 @@ def test_a_job_started_by_a_newer_worker_waits_for_one(world: World) -> None:
     world.worker(trainer=Watched(world, 40, lambda: stop.request(StopReason.SHUTDOWN)))(
         a_task(), stop
     )
-    at = KEYS.journal(TASK_ID)
+    at = KEYS.job(TASK_ID, "journal.json")
     left = world.blobs.get(at).data
     newer = json.loads(left)
     newer["job"]["parameters"]["invented_later"] = True

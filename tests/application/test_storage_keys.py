@@ -6,8 +6,8 @@ from tests.application.world import KEYS, TASK_ID
 
 
 def test_a_journal_key_gives_its_task_id() -> None:
-    assert KEYS.recorded_task(KEYS.journal(TASK_ID)) == TASK_ID
-    assert KEYS.recorded_task(KEYS.lease(TASK_ID)) is None
+    assert KEYS.recorded_task(KEYS.job(TASK_ID, "journal.json")) == TASK_ID
+    assert KEYS.recorded_task(KEYS.job(TASK_ID, "lease.json")) is None
 
 
 @pytest.mark.parametrize(

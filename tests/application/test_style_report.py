@@ -90,7 +90,7 @@ def test_a_report_waits_for_the_checkpoint_previews(
     found, away = world.blobs.list, [BlobUnavailable("503")]
 
     def listing(bucket: Bucket, prefix: str) -> Iterable[Location]:
-        if prefix == KEYS.previews_prefix(TASK_ID) and away:
+        if prefix == KEYS.report(TASK_ID, "previews/epoch_").key and away:
             raise away.pop()
         return found(bucket, prefix)
 

@@ -60,7 +60,7 @@ def test_a_message_that_repeats_the_request_is_the_same_task(world: World) -> No
 
 def test_a_record_of_version_0_1_has_its_style_id(world: World) -> None:
     world.worker()(TASK, StopSignal())
-    world.blobs.delete(KEYS.task(TASK_ID))
+    world.blobs.delete(KEYS.job(TASK_ID, "task.json"))
     assert isinstance(world.worker()(OTHERS["style_id"], StopSignal()), DeadLetter)
     assert world.worker()(TASK, StopSignal()) == Ack()
 
@@ -77,7 +77,7 @@ def test_an_invalid_message_with_the_id_of_a_job_makes_no_call(world: World) -> 
 
 
 def test_a_recorded_request_without_fields_is_a_different_one(world: World) -> None:
-    world.blobs.put(KEYS.task(TASK_ID), b"{}")
+    world.blobs.put(KEYS.job(TASK_ID, "task.json"), b"{}")
     outcome = world.worker()(TASK, StopSignal())
     assert isinstance(outcome, DeadLetter)
     assert outcome.details["field"] == "style_id, images, tags, parameters"

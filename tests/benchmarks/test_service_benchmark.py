@@ -47,8 +47,8 @@ def test_a_new_job_makes_no_call_that_neither_safety_nor_its_results_need() -> N
 
 
 def test_each_blob_is_counted_by_what_it_is_for() -> None:
-    assert kind(KEYS.journal(TASK_ID).key) == "journal"
-    assert kind(KEYS.previews(TASK_ID, 10, 1).key) == "preview"
+    assert kind(KEYS.job(TASK_ID, "journal.json").key) == "journal"
+    assert kind(KEYS.report(TASK_ID, "previews/epoch_00010_1.png").key) == "preview"
     assert kind(KEYS.report(TASK_ID, "report.html").key) == "report"
     assert kind(KEYS.weights(7).key) == "weights"
     assert kind("training/1/image_1.jpg") == "image"

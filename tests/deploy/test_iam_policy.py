@@ -75,7 +75,7 @@ def test_a_whole_job_runs_under_the_policy() -> None:
         world.blobs = blobs  # type: ignore[assignment]  # a real one in its place
         settlement = world.worker(keys=KEYS)(_task(), StopSignal())
         assert settlement == Ack()
-        assert not blobs.list(Bucket(MODELS), KEYS.lease(TASK_ID).key)
+        assert not blobs.list(Bucket(MODELS), KEYS.job(TASK_ID, "lease.json").key)
         assert len(blobs.list(Bucket(MODELS), KEYS.weights(7).key)) == 1
 
     _under_the_policy(trial)
@@ -93,7 +93,7 @@ def test_a_job_can_be_cancelled_under_the_policy() -> None:
 
 def test_the_check_passes_under_the_policy() -> None:
     def trial(blobs: S3BlobStore) -> None:
-        probe = KEYS.probe("worker").key
+        probe = "jobs/check/worker"
         assert "can be read" in check_bucket(blobs, Location(IMAGES, probe), write=False)
         assert "written" in check_bucket(blobs, Location(MODELS, probe), write=True)
 
@@ -107,7 +107,7 @@ def test_multipart_uploads_work_under_the_policy(at: Location) -> None:
 
 def test_conditional_writes_work_under_the_policy() -> None:
     def trial(blobs: S3BlobStore) -> None:
-        at = KEYS.lease(TASK_ID)
+        at = KEYS.job(TASK_ID, "lease.json")
         etag = blobs.put(at, b"first", condition=IfAbsent())
         blobs.put(at, b"second", condition=IfMatch(etag))
         blobs.delete(at)

@@ -105,7 +105,7 @@ class Deployment:
 
     def cancel(self, order: Order) -> None:
         """Cancel a task, as an operator does."""
-        at = StorageKeys(Bucket(MODELS)).cancellation(order.task_id)
+        at = StorageKeys(Bucket(MODELS)).job(order.task_id, "cancel.json")
         self.store.put(at.key, b"{}")
 
     def dead_letters(self) -> list[bytes]:

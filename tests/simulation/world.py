@@ -72,12 +72,12 @@ class World:
 
     def job(self, task_id: str) -> TrainingJob | None:
         """The recorded job."""
-        return read_record(self.blobs, KEYS.journal(task_id))
+        return read_record(self.blobs, KEYS.job(task_id, "journal.json"))
 
     def cancel(self, task_id: str) -> None:
         """Cancel a task, as an operator from another machine."""
         note = b'{"requested_at": "2026-01-01T00:00:00+00:00"}'
-        self.blobs.put(KEYS.cancellation(task_id), note)
+        self.blobs.put(KEYS.job(task_id, "cancel.json"), note)
 
     def weights(self, style_id: int) -> bytes | None:
         """The stored style."""
