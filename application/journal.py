@@ -60,6 +60,8 @@ class Entry:
         self.progress_in_flight_until = -math.inf
         """Monotonic time, in seconds, until which a progress call of ours may still reach the
         backend. Not recorded: the takeover of a dead worker's job takes longer than that."""
+        self.style_gone_calls = 0
+        """Number of consecutive progress calls with a 404 response."""
 
     def load(self) -> None:
         """Load the job from the record, if it exists.

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import math
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from application.checkpoint_previews import CheckpointPreviews
 from application.checkpoint_storage import CheckpointStorage
 from application.job_store import JobStore
 from application.journal import Entry
 from application.lease import Lease
-from application.ports import Notifier, TrainingSession
-from application.progress_calls import ProgressCalls
+from application.ports import Notifier, NotifierRefused, StyleGone, TrainingSession, Unavailable
 from application.stop_signal import StopReason, StopSignal
 from application.worker_config import WorkerConfig
 from domain.loss_curve import last_measured_loss
@@ -21,6 +21,8 @@ from domain.progress import Progress, Speedometer, StepReport
 
 log = logging.getLogger(__name__)
 
+MAX_STYLE_GONE = 3
+"""Consecutive progress calls with a 404 response after which the style counts as gone."""
 _CHECKPOINT_SHARE = 0.75
 """Share of the remaining shutdown time for a checkpoint. The rest is for requeuing the job and
 releasing the lease."""
@@ -53,19 +55,11 @@ class TrainingLoop:
                 stop.request(StopReason.CANCELLED)
 
         meter = Speedometer()
-        calls = ProgressCalls(
-            notifier=self.notifier,
-            clock=self.store.clock,
-            entry=entry,
-            lease=lease,
-            meter=meter,
-            stop=stop,
-            in_flight_seconds=self.config.in_flight_seconds,
-        )
+        send_progress = partial(self._send_progress, entry, lease, meter, stop)
         storage = CheckpointStorage(self.store, entry, self.uploads)
         previews = CheckpointPreviews(self.store, self.config)
         with (
-            self.store.clock.every(self.config.progress_every, calls.send),
+            self.store.clock.every(self.config.progress_every, send_progress),
             self.store.clock.every(self.config.cancel_poll, poll_cancellation),
         ):
             try:
@@ -119,6 +113,28 @@ class TrainingLoop:
         )
         entry.apply_unsaved(job.advance(progress, epoch_finished=step.epoch_finished))
         return step
+
+    def _send_progress(
+        self, entry: Entry, lease: Lease, meter: Speedometer, stop: StopSignal
+    ) -> None:
+        """Report the progress to the backend, once a speed is measured. Errors are logged."""
+        progress, speed = entry.job.progress, meter.steps_per_second
+        if progress is None or speed is None:
+            return
+        if not lease.is_valid:
+            return  # another worker may have the job and have made the final call
+        try:
+            self.notifier.progress(entry.job.style_id, replace(progress, steps_per_second=speed))
+            entry.style_gone_calls = 0
+        except (Unavailable, NotifierRefused) as error:
+            is_gone = isinstance(error, StyleGone)
+            entry.style_gone_calls = entry.style_gone_calls + 1 if is_gone else 0
+            if entry.style_gone_calls == MAX_STYLE_GONE:
+                stop.request(StopReason.STYLE_GONE)
+            if isinstance(error, Unavailable):  # a rejected call is no longer in flight
+                until = self.store.clock.monotonic() + self.config.in_flight_seconds
+                entry.progress_in_flight_until = until
+            log.warning("progress call failed and is not retried: %s", error)
 
     def _save_before_exit(
         self,
