@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from concurrent.futures import Executor, Future, wait
 from contextvars import copy_context
-from dataclasses import dataclass
 
 from application.job_store import JobStore
 from application.journal import Entry
@@ -14,15 +13,6 @@ from application.ports import BlobDenied, TrainingSession, Unavailable
 from domain.results import CheckpointRef
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _PendingUpload:
-    epoch: int
-    began: float
-    """Monotonic time, in seconds."""
-    stored: Future[tuple[CheckpointRef, float]]
-    """The checkpoint's location, and the monotonic time at which its upload ended."""
 
 
 class CheckpointStorage:
@@ -40,9 +30,10 @@ class CheckpointStorage:
         self._clock = store.clock
         self._entry = entry
         self._executor = executor
-        self._pending: _PendingUpload | None = None
+        self._pending: tuple[int, Future[CheckpointRef]] | None = None
+        """The epoch of the checkpoint that is being uploaded, and its location once it is."""
         self.seconds = 0.0
-        """Duration of the last checkpoint, from taking it to recording it."""
+        """Duration of the last checkpoint: taking it and uploading it."""
 
     def begin(self, session: TrainingSession, *, with_style: bool) -> None:
         """Wait for the previous upload, then take a checkpoint and start its upload.
@@ -60,19 +51,20 @@ class CheckpointStorage:
         task_id = self._entry.job.task_id
         style = session.weights() if with_style else None
 
-        def store() -> tuple[CheckpointRef, float]:
-            checkpoint = self._store.put_checkpoint(task_id, taken)
-            arrived = self._clock.monotonic()
+        def store() -> CheckpointRef:
+            try:
+                checkpoint = self._store.put_checkpoint(task_id, taken)
+            finally:
+                self.seconds = self._clock.monotonic() - began
             try:
                 if style is not None:
                     self._store.put_epoch_style(task_id, taken.epoch, style)
             except (Unavailable, BlobDenied) as error:
                 log.warning("could not store the checkpoint's LoRA file: %s", error)
-            return checkpoint, arrived
+            return checkpoint
 
         context = copy_context()  # log lines of the upload carry the job's id
-        stored = self._executor.submit(context.run, store)
-        self._pending = _PendingUpload(taken.epoch, began, stored)
+        self._pending = taken.epoch, self._executor.submit(context.run, store)
 
     def finish(self, timeout: float | None = None, *, at_the_end: bool = False) -> bool:
         """Wait for the pending upload, and record its checkpoint.
@@ -89,19 +81,16 @@ class CheckpointStorage:
         """
         if self._pending is None:
             return True
-        if not wait([self._pending.stored], timeout).done:
+        epoch, upload = self._pending
+        if not wait([upload], timeout).done:
             return False
-        pending, self._pending = self._pending, None
+        self._pending = None
         try:
-            checkpoint, arrived = pending.stored.result()
-            sent = arrived - pending.began
-            began = self._clock.monotonic()
+            checkpoint = upload.result()
             record = self._entry.apply_unsaved if at_the_end else self._entry.apply
             record(self._entry.job.save_checkpoint(checkpoint))
-            self.seconds = sent + self._clock.monotonic() - began
         except Unavailable as error:
-            self.seconds = self._clock.monotonic() - pending.began
-            log.warning("could not store the checkpoint of epoch %d: %s", pending.epoch, error)
+            log.warning("could not store the checkpoint of epoch %d: %s", epoch, error)
         return True
 
     def try_to_finish(self, timeout: float | None = None) -> None:
