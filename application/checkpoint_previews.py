@@ -24,8 +24,12 @@ def draw_previews(
     stop: StopSignal,
     *,
     with_lora: bool,
-) -> tuple[Preview, ...]:
-    """Draw previews with the style of an epoch, or without the style, and publish them.
+) -> tuple[tuple[Preview, ...], PreviewScores | None]:
+    """Draw previews by the base model alone, or draw and score those with the style of an epoch.
+
+    Returns:
+        The previews, which are also published, and their scores; None if there are none. Errors
+        of the scoring are logged.
 
     Raises:
         Stopped: between two denoising steps.
@@ -33,25 +37,13 @@ def draw_previews(
     """
     drawn = session.previews(with_lora=with_lora, check=stop.check)
     events(PreviewsDrawn(**job.ids, epoch=epoch, previews=drawn, with_lora=with_lora))
-    return drawn
-
-
-def scores_of(
-    session: TrainingSession, previews: tuple[Preview, ...], stop: StopSignal
-) -> PreviewScores | None:
-    """Score previews; None if the trainer cannot. Errors are logged.
-
-    Raises:
-        Stopped: between two denoising steps.
-        TrainerBroken: raised by the session.
-    """
     try:
-        return session.score_previews(previews, stop.check)
+        return drawn, session.score_previews(drawn, stop.check) if with_lora else None
     except (Stopped, TrainerBroken):
         raise
     except Exception:
         log.warning("could not score the previews", exc_info=True)
-        return None
+        return drawn, None
 
 
 class CheckpointPreviews:
@@ -80,7 +72,9 @@ class CheckpointPreviews:
         """
         started = self._clock.monotonic()
         try:
-            drawn = draw_previews(session, job, epoch, self._store.events, stop, with_lora=True)
+            drawn, scores = draw_previews(
+                session, job, epoch, self._store.events, stop, with_lora=True
+            )
         except (Stopped, TrainerBroken):
             raise
         except Exception:
@@ -89,7 +83,6 @@ class CheckpointPreviews:
             )
             self._left = 0
             return
-        scores = scores_of(session, drawn, stop)
         try:
             self._store.put_previews(job.task_id, epoch, drawn)
             if scores is not None:

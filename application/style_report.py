@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 
-from application.checkpoint_previews import draw_previews, scores_of
+from application.checkpoint_previews import draw_previews
 from application.job_store import JobStore
 from application.journal import Entry
 from application.ports import Reporter, TrainerBroken, TrainingSession, Unavailable
@@ -60,17 +60,15 @@ class ReportWriter:
         try:
             epoch = job.metric.delivered_epoch or job.metric.epochs
             draw = partial(draw_previews, session, job, epoch, self.store.events, stop)
-            before, after = (
-                draw(with_lora=with_lora) if self.with_previews else ()
-                for with_lora in (False, True)
-            )
+            before, _ = draw(with_lora=False) if self.with_previews else ((), None)
+            after, last = draw(with_lora=True) if self.with_previews else ((), None)
             stop.check()
             get = partial(self.store.previews, task.task_id)
             checkpoint_previews = retry(get, clock, stop, UPLOAD_TIMEOUT)
             scores = self.store.preview_scores(
                 task.task_id, [drawn for drawn, _ in checkpoint_previews]
             )
-            if after and (last := scores_of(session, after, stop)) is not None:
+            if last is not None:
                 scores[epoch] = last
             report = StyleReport(
                 task=task,
