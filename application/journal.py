@@ -21,8 +21,9 @@ from application.ports import BlobStore, Clock
 from domain.errors import UserError
 from domain.events import PartTimed
 from domain.job import Change, TrainingJob
+from domain.limits import InvalidParameter
 from domain.location import Location
-from domain.parameters import InvalidParameter, TrainingParameters
+from domain.parameters import TrainingParameters
 
 _STORED_AS = {"failures": "setbacks"}
 """Fields that keep their old names in the record, so that old and new workers can read each

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import TypeAlias
 
 
-class OutOfLimits(ValueError):
-    """A value is out of limits; has the value, or the wrong part of it, and the remedy."""
+class InvalidParameter(ValueError):
+    """A parameter is out of range; has its name, the value or a wrong part of it, and a remedy."""
 
-    def __init__(self, value: object, remedy: str) -> None:
-        super().__init__(f"{value!r}: {remedy}")
+    def __init__(self, name: str, value: object, remedy: str) -> None:
+        super().__init__(f"{name}={value!r}: {remedy}")
+        self.name = name
         self.value = value
         self.remedy = remedy
-
-
-class Limit(Protocol):
-    """One parameter's type and range."""
-
-    def check(self, value: object) -> None:
-        """Check the value.
-
-        Raises:
-            OutOfLimits: the value has the wrong type or is out of range.
-        """
 
 
 @dataclass(frozen=True)
@@ -35,13 +25,14 @@ class IntRange:
     high: int
     multiple_of: int = 1
 
-    def check(self, value: object) -> None:
-        """See ``Limit``."""
+    def check(self, name: str, value: object) -> None:
+        """Raise ``InvalidParameter`` for any other value."""
         number = value if isinstance(value, int) and not isinstance(value, bool) else None
         if number is None or not self.low <= number <= self.high:
-            raise OutOfLimits(value, f"give a whole number from {self.low:,} to {self.high:,}")
+            remedy = f"give a whole number from {self.low:,} to {self.high:,}"
+            raise InvalidParameter(name, value, remedy)
         if number % self.multiple_of:
-            raise OutOfLimits(value, f"give a multiple of {self.multiple_of}")
+            raise InvalidParameter(name, value, f"give a multiple of {self.multiple_of}")
 
 
 @dataclass(frozen=True)
@@ -52,8 +43,8 @@ class FloatRange:
     high: float
     above_low: bool = False
 
-    def check(self, value: object) -> None:
-        """See ``Limit``."""
+    def check(self, name: str, value: object) -> None:
+        """Raise ``InvalidParameter`` for any other value."""
         if isinstance(value, int | float) and not isinstance(value, bool):
             # Both ends are finite, so NaN and infinities are outside.
             inside = self.low < value <= self.high or (value == self.low and not self.above_low)
@@ -61,7 +52,7 @@ class FloatRange:
                 return
         low, high = f"{self.low:g}", f"{self.high:g}"
         bounds = f"above {low} and at most {high}" if self.above_low else f"from {low} to {high}"
-        raise OutOfLimits(value, f"give a number {bounds}")
+        raise InvalidParameter(name, value, f"give a number {bounds}")
 
 
 @dataclass(frozen=True)
@@ -70,10 +61,10 @@ class BoundedText:
 
     max_length: int
 
-    def check(self, value: object) -> None:
-        """See ``Limit``."""
+    def check(self, name: str, value: object) -> None:
+        """Raise ``InvalidParameter`` for any other value."""
         if not isinstance(value, str) or not value.strip() or len(value) > self.max_length:
-            raise OutOfLimits(value, f"give text of 1 to {self.max_length} characters")
+            raise InvalidParameter(name, value, f"give text of 1 to {self.max_length} characters")
 
 
 @dataclass(frozen=True)
@@ -83,14 +74,14 @@ class Prompts:
     max_count: int
     each: BoundedText
 
-    def check(self, value: object) -> None:
-        """See ``Limit``."""
+    def check(self, name: str, value: object) -> None:
+        """Raise ``InvalidParameter`` for any other value."""
         if not isinstance(value, tuple):
-            raise OutOfLimits(value, "give a list of texts")
+            raise InvalidParameter(name, value, "give a list of texts")
         if len(value) > self.max_count:
-            raise OutOfLimits(len(value), f"give at most {self.max_count} prompts")
+            raise InvalidParameter(name, len(value), f"give at most {self.max_count} prompts")
         for text in value:
-            self.each.check(text)
+            self.each.check(name, text)
 
 
 @dataclass(frozen=True)
@@ -99,17 +90,21 @@ class Choice:
 
     names: type[StrEnum]
 
-    def check(self, value: object) -> None:
-        """See ``Limit``."""
+    def check(self, name: str, value: object) -> None:
+        """Raise ``InvalidParameter`` for any other value."""
         if value not in list(self.names):
-            raise OutOfLimits(value, f"give one of {', '.join(self.names)}")
+            raise InvalidParameter(name, value, f"give one of {', '.join(self.names)}")
 
 
 @dataclass(frozen=True)
 class Boolean:
     """On or off."""
 
-    def check(self, value: object) -> None:
-        """See ``Limit``."""
+    def check(self, name: str, value: object) -> None:
+        """Raise ``InvalidParameter`` for any other value."""
         if not isinstance(value, bool):
-            raise OutOfLimits(value, "give true or false")
+            raise InvalidParameter(name, value, "give true or false")
+
+
+Limit: TypeAlias = IntRange | FloatRange | BoundedText | Prompts | Choice | Boolean
+"""One parameter's type and range."""

@@ -8,31 +8,12 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from domain.limits import (
-    Boolean,
-    BoundedText,
-    Choice,
-    FloatRange,
-    IntRange,
-    Limit,
-    OutOfLimits,
-    Prompts,
-)
+from domain.limits import Boolean, BoundedText, Choice, FloatRange, IntRange, Limit, Prompts
 
 MIN_DEFAULT_EPOCHS = 100
 MAX_DEFAULT_EPOCHS = 500
 PRODIGY_LEARNING_RATE = 1.0
 """Prodigy's default factor, as its authors advise: the unscaled estimate."""
-
-
-class InvalidParameter(ValueError):
-    """A parameter is out of range; has its name, its value and the remedy."""
-
-    def __init__(self, name: str, value: object, remedy: str) -> None:
-        super().__init__(f"{name}={value!r}: {remedy}")
-        self.name = name
-        self.value = value
-        self.remedy = remedy
 
 
 class LearningRateSchedule(StrEnum):
@@ -202,19 +183,12 @@ class TrainingParameters:
             # The optimizer is checked earlier in LIMITS; it decides which limit of a rate applies.
             if name in LEARNING_RATES and self.optimizer is not OptimizerName.PRODIGY:
                 limit = GRADIENT_DESCENTS_RATE
-            self._check(name, limit)
+            value = getattr(self, name)
+            if value is not None or name not in MAY_BE_NONE:
+                limit.check(name, value)
             if isinstance(limit, Choice):
                 # Convert a message's text to the enum member, so that equal values compare equal.
-                object.__setattr__(self, name, limit.names(getattr(self, name)))
-
-    def _check(self, name: str, limit: Limit) -> None:
-        value = getattr(self, name)
-        if value is None and name in MAY_BE_NONE:
-            return
-        try:
-            limit.check(value)
-        except OutOfLimits as error:
-            raise InvalidParameter(name, error.value, error.remedy) from None
+                object.__setattr__(self, name, limit.names(value))
 
     @property
     def network_alpha(self) -> float:

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from adapters.common.text import printable
 from domain.errors import UserError
-from domain.parameters import InvalidParameter
+from domain.limits import InvalidParameter
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from entrypoints.options import option_of, path
 

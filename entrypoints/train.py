@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from adapters.images.folder import find_images, passed_over
 from domain.errors import UserError
-from domain.parameters import InvalidParameter, RequestedParameters
+from domain.limits import InvalidParameter
+from domain.parameters import RequestedParameters
 from entrypoints.background import in_background
 from entrypoints.cli import CommandParser, explain, run_command
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE

@@ -18,8 +18,9 @@ from pydantic_core import from_json
 
 from adapters.common.text import printable
 from application.ports import MAX_MESSAGE_BYTES
+from domain.limits import InvalidParameter
 from domain.location import FORMS, SCHEMES, Bucket, InvalidLocation, Location
-from domain.parameters import PARAMETER_NAMES, InvalidParameter, RequestedParameters
+from domain.parameters import PARAMETER_NAMES, RequestedParameters
 from domain.task import MISSING, InvalidTask, TrainingTask, ValueDescription, check_size
 
 log = logging.getLogger(__name__)

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from domain.limits import InvalidParameter
 from domain.parameters import (
     LIMITS,
     PARAMETER_NAMES,
-    InvalidParameter,
     LearningRateSchedule,
     RequestedParameters,
     TrainingParameters,

@@ -19,7 +19,7 @@ from adapters.status_page.server import AddressTaken
 from adapters.webhook.options import InvalidBackend
 from application.ports import BlobDenied, QueueUnavailable
 from domain.errors import UserError
-from domain.parameters import InvalidParameter
+from domain.limits import InvalidParameter
 from domain.task import InvalidTask
 from entrypoints import submit, train, worker
 from entrypoints.cli import SHELLS, CommandParser, run_command
