@@ -46,12 +46,12 @@ class WorkerLoop:
     reject: Callable[[bytes, InvalidTask, StopSignal, int], Settlement]
     clock: Clock
     events: EventSink
+    circuit_breaker: CircuitBreaker
+    """Shared by all loops of this worker."""
     active: dict[str, Delivery] = field(default_factory=dict)
     """The deliveries that all loops of this worker are processing, by task id."""
     not_ready: Callable[[], str | None] = lambda: None
     """Returns why the worker cannot take tasks now, or None; called before each receive."""
-    circuit_breaker: CircuitBreaker | None = None
-    """Shared by all loops of this worker."""
 
     def __call__(self, stop: StopSignal, *, until_empty: bool = False) -> None:
         """Process messages until ``stop``, or until the queue is empty.
@@ -62,7 +62,7 @@ class WorkerLoop:
         """
         unavailable, empty_receives, paused = False, 0, False
         while stop.reason is None:
-            if (trouble := self._trouble()) is not None:
+            if (trouble := self.circuit_breaker.pause_reason or self.not_ready()) is not None:
                 if not paused:
                     log.error("the worker receives no tasks: %s", trouble)
                 if until_empty:
@@ -126,22 +126,12 @@ class WorkerLoop:
         finally:
             del self.active[task_id]
         self.events(MessageSettled(task_id=task_id, settlement=settlement))
-        self._count(task_id, settlement)
-        return settlement
-
-    def _trouble(self) -> str | None:
-        return (
-            self.circuit_breaker.pause_reason if self.circuit_breaker else None
-        ) or self.not_ready()
-
-    def _count(self, task_id: str, settlement: Settlement) -> None:
-        if self.circuit_breaker is None:
-            return
         match settlement:
             case Ack():
                 self.circuit_breaker.succeeded()
             case RetryLater(unexpected=True):
                 self.circuit_breaker.failed(task_id)
+        return settlement
 
     def _settle(self, delivery: Delivery, settlement: Settlement) -> None:
         """Settle the message at the queue. If that fails, the queue delivers the message again."""

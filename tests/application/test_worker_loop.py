@@ -60,6 +60,7 @@ def loop_over(
         reject=reject,
         clock=world.clock,
         events=events,
+        circuit_breaker=CircuitBreaker(world.clock),
     )
 
 
@@ -457,8 +458,6 @@ def test_a_worker_on_which_every_job_fails_takes_no_more_tasks(
         run.append(task.task_id)
         return RetryLater(3600.0, "ImportError: a library is gone", unexpected=True)
 
-    loop = replace(
-        loop_over(world, queue), run=broken, circuit_breaker=CircuitBreaker(world.clock)
-    )
+    loop = replace(loop_over(world, queue), run=broken)
     loop(StopSignal(), until_empty=True)
     assert len(run) == MAX_TASKS, "the others stay on the queue"

@@ -12,6 +12,7 @@ import pytest
 from adapters.clock import SystemClock
 from adapters.memory import MemoryQueue, MemoryTrainer
 from adapters.schemas.task import TaskReader, encode_task
+from application.circuit_breaker import CircuitBreaker
 from application.run_training import RunTraining
 from application.settlement import Ack, Settlement
 from application.slots import AdmissionQueue
@@ -34,6 +35,7 @@ def worker_pool_of(
     count: int, queue: MemoryQueue, run: Callable[[int], Callable[..., Settlement]]
 ) -> WorkerPool:
     clock = SystemClock()
+    circuit_breaker = CircuitBreaker(clock)
     return WorkerPool(
         [
             WorkerLoop(
@@ -43,6 +45,7 @@ def worker_pool_of(
                 reject=reject,
                 clock=clock,
                 events=lambda _event: None,
+                circuit_breaker=circuit_breaker,
             )
             for slot in range(count)
         ]

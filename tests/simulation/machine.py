@@ -14,6 +14,7 @@ from adapters.memory import (
     MemoryReporter,
     MemoryTrainer,
 )
+from application.circuit_breaker import CircuitBreaker
 from application.event_bus import WorkerEvent
 from application.job_store import JobStore
 from application.notify_outcome import OutcomeNotifier
@@ -96,6 +97,7 @@ class Machine:
             reject=RejectInvalidTask(store=store, notify_outcome=notify_outcome, config=CONFIG),
             clock=self.clock,
             events=lambda _event: None,
+            circuit_breaker=CircuitBreaker(self.clock),
         )
         self._working = together
         for _ in range(together):
