@@ -219,8 +219,16 @@ class RunTraining:
         if job.state is not JobState.COMPLETED or job.checkpoint is None:
             return Ack()
         try:
-            if not self.store.has_report(task.task_id):
-                self._report_from_checkpoint(task, entry, stop)
+            if self.store.has_report(task.task_id):
+                return Ack()
+            plan, images = self.plan(task, job.parameters, self.trainer, stop)
+            with (
+                self.slots.hold(self.trainer.batch_key(plan.parameters), stop, lambda: None),
+                self.trainer.open(plan, self._checkpoint(job)) as session,
+            ):
+                if session.finished:
+                    self._load_best_weights(session, job, stop)
+                    self.write_report(session, task, images, entry, self.trainer.base, stop)
         except Stopped:
             return Requeue()
         except TrainerBroken as error:
@@ -228,16 +236,6 @@ class RunTraining:
         except Exception as error:
             log.warning("no report for task %s: %s", task.task_id, error)
         return Ack()
-
-    def _report_from_checkpoint(self, task: TrainingTask, entry: Entry, stop: StopSignal) -> None:
-        plan, images = self.plan(task, entry.job.parameters, self.trainer, stop)
-        with (
-            self.slots.hold(self.trainer.batch_key(plan.parameters), stop, lambda: None),
-            self.trainer.open(plan, self._checkpoint(entry.job)) as session,
-        ):
-            if session.finished:
-                self._load_best_weights(session, entry.job, stop)
-                self.write_report(session, task, images, entry, self.trainer.base, stop)
 
     def _fail_fast(self, job: TrainingJob) -> None:
         if self.store.cancellation_requested(job.task_id):
