@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -158,18 +158,12 @@ class SpoolQueue:
 
     def _take(self) -> Delivery | None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        with os.scandir(self._folder) as entries:
-            names = sorted(
-                entry.name
-                for entry in entries
-                if entry.name.endswith(".json")
-                and not entry.name.startswith(".")
-                and entry.is_file()
-            )
-        for name in names:
-            delivery = self._try(self._folder / name)
-            if delivery is not None:
-                return delivery
+        for name in sorted(os.listdir(self._folder)):
+            path = self._folder / name
+            if name.endswith(".json") and not name.startswith(".") and path.is_file():
+                delivery = self._try(path)
+                if delivery is not None:
+                    return delivery
         return None
 
     def _try(self, path: Path) -> Delivery | None:
@@ -183,35 +177,28 @@ class SpoolQueue:
                 self._complained.add(path.name)
                 log.warning("message file %s is skipped: %s", path, error.strerror)
             return None
-        keep = False
-        try:
-            delivery = self._lock_and_read(path, file)
-            keep = delivery is not None
+        with ExitStack() as until_taken:
+            until_taken.enter_context(file)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return None
+            stamp = _stamp(path, file)
+            if stamp is None:
+                return None
+            state = self._state(path, stamp)
+            if self._clock.now().timestamp() < state.not_before:
+                return None
+            body = file.read(MAX_MESSAGE_BYTES + 1)
+            if not self._complete(path.name, body, stamp):
+                return None
+            self._note(path, _State(stamp, state.retries, delivered=True))
+            delivery = Delivery(
+                f"{next(self._numbers)}:{path.name}", body, state.retries, state.delivered
+            )
+            self._held[delivery.id] = _Held(path, file, state)
+            until_taken.pop_all()  # leaves the file open and locked
             return delivery
-        finally:
-            if not keep:
-                file.close()
-
-    def _lock_and_read(self, path: Path, file: BinaryIO) -> Delivery | None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
-        if not _same(path, file):
-            return None
-        stamp = os.fstat(file.fileno()).st_mtime_ns
-        state = self._state(path, stamp)
-        if self._clock.now().timestamp() < state.not_before:
-            return None
-        body = file.read(MAX_MESSAGE_BYTES + 1)
-        if not self._complete(path.name, body, stamp):
-            return None
-        self._note(path, _State(stamp, state.retries, delivered=True))
-        delivery = Delivery(
-            f"{next(self._numbers)}:{path.name}", body, state.retries, state.delivered
-        )
-        self._held[delivery.id] = _Held(path, file, state)
-        return delivery
 
     def _complete(self, name: str, body: bytes, stamp: int) -> bool:
         """Whether the file seems completely written."""
@@ -233,7 +220,7 @@ class SpoolQueue:
         if held is None:
             raise DeliveryLost(f"{delivery.id} is settled already")
         with held.file, self._io_errors():
-            if not _same(held.path, held.file) or _stamp(held.file) != held.state.stamp:
+            if _stamp(held.path, held.file) != held.state.stamp:
                 raise DeliveryLost(f"{held.path} was removed or replaced")
             yield held
 
@@ -285,13 +272,10 @@ def _age(path: Path) -> tuple[int, str]:
         return 0, path.name
 
 
-def _same(path: Path, file: BinaryIO) -> bool:
-    """Whether the path still names the open file."""
+def _stamp(path: Path, file: BinaryIO) -> int | None:
+    """The open file's modification time; None if the path no longer names the file."""
+    status = os.fstat(file.fileno())
     try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        return status.st_mtime_ns if os.path.samestat(path.stat(), status) else None
     except FileNotFoundError:
-        return False
-
-
-def _stamp(file: BinaryIO) -> int:
-    return os.fstat(file.fileno()).st_mtime_ns
+        return None
