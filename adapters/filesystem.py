@@ -54,7 +54,11 @@ class FileBlobStore:
         """Read a blob."""
         path = self._path(at)
         try:
-            data = _read(path, max_bytes)
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if max_bytes is not None and size > max_bytes:
+                    raise BlobTooLarge(f"{path} has {size} bytes, more than {max_bytes}")
+                data = file.read()
         except OSError as error:
             if error.errno in _NOT_A_FILE:
                 raise BlobMissing(str(at)) from None
@@ -156,14 +160,6 @@ def _check(path: Path, condition: Condition) -> None:
             raise PreconditionFailed(f"{path} exists")
         case IfMatch(etag) if found != etag:
             raise PreconditionFailed(f"{path} has changed since it was read")
-
-
-def _read(path: Path, max_bytes: int | None) -> bytes:
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if max_bytes is not None and size > max_bytes:
-            raise BlobTooLarge(f"{path} has {size} bytes, more than {max_bytes}")
-        return file.read()
 
 
 def _make_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from queue import Empty, LifoQueue
 from threading import Condition
@@ -57,14 +57,10 @@ class IsolatedInspector:
 
     def inspect(self, data: bytes, resolution: int, stop: StopSignal) -> PreparedImage:
         """See ``ImageInspector``."""
-        try:
-            return self._inspect(data, resolution, stop)
-        except _ChildLost:
-            # Retry once: the system may have killed it because others used the memory.
-            try:
+        for _ in range(2):  # the system may have killed it because others used the memory
+            with suppress(_ChildLost):
                 return self._inspect(data, resolution, stop)
-            except _ChildLost:
-                raise ImageRefused("the decoder crashed on it; please export it again") from None
+        raise ImageRefused("the decoder crashed on it; please export it again")
 
     def _inspect(self, data: bytes, resolution: int, stop: StopSignal) -> PreparedImage:
         with self._child(stop) as child:
@@ -87,7 +83,11 @@ class IsolatedInspector:
     @contextmanager
     def _child(self, stop: StopSignal) -> Iterator[_Child]:
         """A child process, reserved for one image."""
-        child = self._wait_for_idle(stop)
+        while True:
+            stop.check()
+            with suppress(Empty):
+                child = self._idle.get(timeout=POLL_SECONDS)
+                break
         try:
             child = child or _Child()
             yield child
@@ -99,14 +99,6 @@ class IsolatedInspector:
             raise
         finally:
             self._idle.put(child if child is not None and child.is_alive else None)
-
-    def _wait_for_idle(self, stop: StopSignal) -> _Child | None:
-        while True:
-            stop.check()
-            try:
-                return self._idle.get(timeout=POLL_SECONDS)
-            except Empty:
-                continue
 
 
 class _ChildLost(Exception):
