@@ -39,17 +39,6 @@ class AdmissionQueue:
         Raises:
             Stopped: a stop was requested before a slot was free.
         """
-        self._wait(batch_key, stop, on_wait)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._taken.remove(batch_key)
-                self._changed.notify_all()
-
-    def _wait(
-        self, batch_key: Hashable | None, stop: StopSignal, on_wait: Callable[[], None]
-    ) -> None:
         ticket = object()
         with self._changed:
             self._line.append(ticket)
@@ -65,6 +54,12 @@ class AdmissionQueue:
         finally:
             with self._changed:
                 self._line.remove(ticket)
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken.remove(batch_key)
                 self._changed.notify_all()
 
     def _free_for(self, batch_key: Hashable | None, ticket: object) -> bool:
