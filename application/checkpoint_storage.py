@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from concurrent.futures import Executor, Future, wait
 from contextvars import copy_context
 
@@ -66,11 +67,11 @@ class CheckpointStorage:
         context = copy_context()  # log lines of the upload carry the job's id
         self._pending = taken.epoch, self._executor.submit(context.run, store)
 
-    def finish(self, timeout: float | None = None, *, at_the_end: bool = False) -> bool:
+    def finish(self, timeout: float = math.inf, *, at_the_end: bool = False) -> bool:
         """Wait for the pending upload, and record its checkpoint.
 
         Args:
-            timeout: seconds; None waits without a limit.
+            timeout: seconds.
             at_the_end: do not write the record now; the end of the training, which follows, does.
 
         Returns:
@@ -82,7 +83,7 @@ class CheckpointStorage:
         if self._pending is None:
             return True
         epoch, upload = self._pending
-        if not wait([upload], timeout).done:
+        if not wait([upload], timeout if math.isfinite(timeout) else None).done:
             return False
         self._pending = None
         try:
@@ -93,7 +94,7 @@ class CheckpointStorage:
             log.warning("could not store the checkpoint of epoch %d: %s", epoch, error)
         return True
 
-    def try_to_finish(self, timeout: float | None = None) -> None:
+    def try_to_finish(self, timeout: float = math.inf) -> None:
         """Like ``finish``, for use while another error is handled: exceptions are logged, so that
         they do not replace that error.
 

@@ -81,8 +81,8 @@ class TrainingLoop:
                             previews.draw(session, entry.job, step.epoch, stop)
             except Exception:
                 if stop.reason is not StopReason.LEASE_LOST:
-                    # A shutdown deadline leaves no time to wait.
-                    storage.try_to_finish(timeout=0.0 if math.isfinite(stop.deadline) else None)
+                    may_wait = math.isinf(stop.deadline)  # a deadline leaves no time
+                    storage.try_to_finish(timeout=math.inf if may_wait else 0.0)
                 raise
             with entry.time("checkpoints"):
                 storage.finish(at_the_end=True)
@@ -145,7 +145,7 @@ class TrainingLoop:
     ) -> None:
         """Store a checkpoint if there is time for one before the process ends."""
         left = stop.deadline - self.store.clock.monotonic()
-        if not storage.finish(timeout=_at_most(left / 2)):
+        if not storage.finish(timeout=left / 2):
             log.warning(
                 "no checkpoint before the exit: the previous upload did not end within %.1f s",
                 left / 2,
@@ -163,12 +163,7 @@ class TrainingLoop:
             )
             return
         storage.begin(session, with_style=False)
-        if not storage.finish(timeout=_at_most(_CHECKPOINT_SHARE * left)):
+        if not storage.finish(timeout=_CHECKPOINT_SHARE * left):
             log.warning(
                 "no checkpoint before the exit: its upload did not end in the %.1f s left", left
             )
-
-
-def _at_most(seconds: float) -> float | None:
-    """A timeout for a duration: at least 0; None for infinity."""
-    return max(0.0, seconds) if math.isfinite(seconds) else None
