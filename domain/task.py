@@ -84,12 +84,8 @@ def check_size(task: TrainingTask, *, max_steps: int, max_resolution: int) -> No
                 f"{epochs}, which with {images} images makes {epochs * images} steps"
             ),
             f"give epochs x images of at most {max_steps} (MAX_JOB_STEPS)",
-            style_id=task.style_id,
-            task_id=task.task_id,
         )
     resolution = task.requested.named.get("resolution")
     if resolution is not None and resolution > max_resolution:
         remedy = f"give at most {max_resolution} (MAX_RESOLUTION)"
-        raise InvalidTask(
-            "data.parameters.resolution", resolution, remedy, task.style_id, task.task_id
-        )
+        raise InvalidTask("data.parameters.resolution", resolution, remedy)

@@ -139,18 +139,18 @@ class TaskRules:
         for number, image in enumerate(task.images):
             if self._bucket_of(image) in closed:
                 remedy = f"give images from {', '.join(map(str, self.image_buckets))}"
-                raise _breaks_rule(task, f"images.{number}", str(image), remedy)
+                raise InvalidTask(f"data.images.{number}", str(image), remedy)
         for name in NOT_IN_A_FOLDER if self.weights_in_folder else ():
             if task.requested.named.get(name):
                 remedy = "leave it out: this platform cannot load such a style (WEIGHTS_FORM)"
-                raise _breaks_rule(task, f"parameters.{name}", True, remedy)
+                raise InvalidTask(f"data.parameters.{name}", True, remedy)
         initial = task.requested.named.get("network_weights")
         if initial is not None and not self._may_start_from(initial):
             buckets = sorted({self.models, *self.image_buckets})
             remedy = f"give {FORMS} of a LoRA in one of these buckets: " + ", ".join(
                 map(str, buckets)
             )
-            raise _breaks_rule(task, "parameters.network_weights", repr(initial), remedy)
+            raise InvalidTask("data.parameters.network_weights", repr(initial), remedy)
         check_size(task, max_steps=self.max_steps, max_resolution=self.max_resolution)
 
     def _may_start_from(self, text: str) -> bool:
@@ -161,10 +161,6 @@ class TaskRules:
 
     def _bucket_of(self, at: Location) -> Bucket:
         return Bucket(at.bucket) if self.in_folders else Bucket(at.bucket, at.scheme)
-
-
-def _breaks_rule(task: TrainingTask, field: str, value: object, remedy: str) -> InvalidTask:
-    return InvalidTask(f"data.{field}", value, remedy, task.style_id, task.task_id)
 
 
 @dataclass(frozen=True)
@@ -185,29 +181,33 @@ class TaskReader:
             InvalidTask: the body is not a valid task, or the task breaks a rule.
         """
         raw = _decode(body)
+        repeated = _repeated_keys(body)
         try:
-            task = self._read(raw, body)
+            if repeated:
+                found = ValueDescription(f"one with {repeated[0]!r} twice")
+                raise InvalidTask("message", found, "give every key once")
+            task = self._read(raw)
             if self.rules is not None:
                 self.rules.check(task)
             return task
         except InvalidTask as error:
             error.task_id = _readable_task_id(raw)
+            if _NAMING_THE_STYLE.isdisjoint(repeated):
+                error.style_id = _readable_style_id(raw)
             raise
 
-    def _read(self, raw: object, body: bytes) -> TrainingTask:
-        style_id = _readable_style_id(raw)
-        _require_single_keys(body, style_id)
+    def _read(self, raw: object) -> TrainingTask:
         try:
             message = TaskMessage.model_validate(raw)
         except Problems as problems:
-            raise _translated(problems, style_id) from None
+            raise _translated(problems) from None
         data = message.data
         task = TrainingTask(
             task_id=message.task_id,
             style_id=data.style_id,
-            images=_locations(data.images, data.style_id),
+            images=_locations(data.images),
             tags=tuple(tag for tag in (" ".join(tag.split()) for tag in data.tags or ()) if tag),
-            requested=_requested(data.parameters or {}, data.style_id),
+            requested=_requested(data.parameters or {}),
             created_at=message.created_at,
         )
         self._warn(message)
@@ -285,8 +285,8 @@ def _decode(body: bytes) -> object:
         raise InvalidTask("message", body[:40], f"send JSON in UTF-8 ({error})") from None
 
 
-def _require_single_keys(body: bytes, style_id: int | None) -> None:
-    """Reject repeated keys: JSON parsers differ on which value they use.
+def _repeated_keys(body: bytes) -> list[str]:
+    """The keys that one object has twice: JSON parsers differ on which value they use.
 
     Args:
         body: JSON that was decoded before, which limits its depth.
@@ -298,10 +298,7 @@ def _require_single_keys(body: bytes, style_id: int | None) -> None:
         repeated.extend(key for key, count in counts.items() if count > 1)
 
     json.loads(body, object_pairs_hook=note, parse_int=str)  # accepts integers of any length
-    if repeated:
-        certain = _NAMING_THE_STYLE.isdisjoint(repeated)
-        found = ValueDescription(f"one with {repeated[0]!r} twice")
-        raise InvalidTask("message", found, "give every key once", style_id if certain else None)
+    return repeated
 
 
 def _readable_style_id(raw: object) -> int | None:
@@ -313,7 +310,7 @@ def _readable_style_id(raw: object) -> int | None:
     return None
 
 
-def _translated(problems: Problems, style_id: int | None) -> InvalidTask:
+def _translated(problems: Problems) -> InvalidTask:
     problem = problems.errors(include_url=False)[0]
     field = ".".join(map(str, problem["loc"])) or "message"
     value = problem["input"]
@@ -324,7 +321,7 @@ def _translated(problems: Problems, style_id: int | None) -> InvalidTask:
     else:
         found = _as_json(value)
     known = ".".join(part for part in map(str, problem["loc"]) if not part.isdecimal())
-    return InvalidTask(field, found, _REMEDIES.get(known, "give an object"), style_id)
+    return InvalidTask(field, found, _REMEDIES.get(known, "give an object"))
 
 
 def _as_json(value: object) -> ValueDescription:
@@ -332,18 +329,18 @@ def _as_json(value: object) -> ValueDescription:
     return ValueDescription(printable(json.dumps(value, ensure_ascii=False)))
 
 
-def _locations(images: list[str], style_id: int) -> tuple[Location, ...]:
+def _locations(images: list[str]) -> tuple[Location, ...]:
     found = []
     for number, image in enumerate(images):
         try:
             found.append(Location.parse(image))
         except InvalidLocation as error:
             remedy = f"give {FORMS} ({error})"
-            raise InvalidTask(f"data.images.{number}", _as_json(image), remedy, style_id) from None
+            raise InvalidTask(f"data.images.{number}", _as_json(image), remedy) from None
     return tuple(found)
 
 
-def _requested(parameters: Mapping[str, Any], style_id: int) -> RequestedParameters:
+def _requested(parameters: Mapping[str, Any]) -> RequestedParameters:
     named = {
         name: value
         for name, value in parameters.items()
@@ -353,7 +350,7 @@ def _requested(parameters: Mapping[str, Any], style_id: int) -> RequestedParamet
         return RequestedParameters(named)
     except InvalidParameter as error:
         field = f"data.parameters.{error.name}"
-        raise InvalidTask(field, _as_json(error.value), error.remedy, style_id) from None
+        raise InvalidTask(field, _as_json(error.value), error.remedy) from None
 
 
 def _host(url: object) -> str | None:

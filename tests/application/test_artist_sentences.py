@@ -84,6 +84,7 @@ def too_large() -> Iterator[Failure]:
     for named in ({"epochs": 100}, {"epochs": 1, "resolution": 512}):
         with pytest.raises(InvalidTask) as caught:
             check_size(a_task(**named), max_steps=10, max_resolution=64)
+        caught.value.style_id = 7
         world = World()
         loop_over(world, MemoryQueue(world.clock)).reject(b"", caught.value, StopSignal(), 0)
         yield from reported_failures(world)

@@ -86,7 +86,7 @@ def test_images_come_from_the_bucket_of_models_only_where_that_is_allowed() -> N
     with open_container(make_settings()) as container:
         with pytest.raises(InvalidTask, match=r"data\.images\.0 is .*give images from ") as caught:
             container.parse_task()(encode_task(task))
-        assert caught.value.style_id == 9
+        assert (caught.value.style_id, caught.value.task_id) == (9, task.task_id)
     allowed = make_settings(allowed_image_buckets=bucket)
     with open_container(allowed) as container:
         assert container.parse_task()(encode_task(task)).images == task.images
