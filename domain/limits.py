@@ -1,4 +1,7 @@
-"""The limits of parameters as values, used by checks and by the generated documents."""
+"""The limits of parameters as values, used by checks and by the generated documents.
+
+``check`` raises ``InvalidParameter`` for a value of another type or out of range.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,6 @@ class IntRange:
     multiple_of: int = 1
 
     def check(self, name: str, value: object) -> None:
-        """Raise ``InvalidParameter`` for any other value."""
         number = value if isinstance(value, int) and not isinstance(value, bool) else None
         if number is None or not self.low <= number <= self.high:
             remedy = f"give a whole number from {self.low:,} to {self.high:,}"
@@ -44,7 +46,6 @@ class FloatRange:
     above_low: bool = False
 
     def check(self, name: str, value: object) -> None:
-        """Raise ``InvalidParameter`` for any other value."""
         if isinstance(value, int | float) and not isinstance(value, bool):
             # Both ends are finite, so NaN and infinities are outside.
             inside = self.low < value <= self.high or (value == self.low and not self.above_low)
@@ -62,7 +63,6 @@ class BoundedText:
     max_length: int
 
     def check(self, name: str, value: object) -> None:
-        """Raise ``InvalidParameter`` for any other value."""
         if not isinstance(value, str) or not value.strip() or len(value) > self.max_length:
             raise InvalidParameter(name, value, f"give text of 1 to {self.max_length} characters")
 
@@ -75,7 +75,6 @@ class Prompts:
     each: BoundedText
 
     def check(self, name: str, value: object) -> None:
-        """Raise ``InvalidParameter`` for any other value."""
         if not isinstance(value, tuple):
             raise InvalidParameter(name, value, "give a list of texts")
         if len(value) > self.max_count:
@@ -91,7 +90,6 @@ class Choice:
     names: type[StrEnum]
 
     def check(self, name: str, value: object) -> None:
-        """Raise ``InvalidParameter`` for any other value."""
         if value not in list(self.names):
             raise InvalidParameter(name, value, f"give one of {', '.join(self.names)}")
 
@@ -101,7 +99,6 @@ class Boolean:
     """On or off."""
 
     def check(self, name: str, value: object) -> None:
-        """Raise ``InvalidParameter`` for any other value."""
         if not isinstance(value, bool):
             raise InvalidParameter(name, value, "give true or false")
 
