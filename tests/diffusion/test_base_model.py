@@ -142,6 +142,9 @@ def test_a_folder_with_a_damaged_part_is_refused(
             "is a StableDiffusionXLPipeline",
         ),
         ("unet/config.json", {"in_channels": 9}, "give a"),
+        ("text_encoder/config.json", {"intermediate_size": 64}, "size mismatch"),
+        ("model_index.json", {"scheduler": None}, "cannot be loaded"),
+        ("model_index.json", {"vae": "AutoencoderKL"}, "UNet2DConditionModel, None"),
     ],
 )
 def test_another_model_is_refused(
@@ -166,8 +169,9 @@ def test_a_single_file_of_another_kind_or_truncated_is_refused(
 
 def test_a_folder_or_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     assert "no model_index.json" in refusal(tmp_path)
-    (tmp_path / "model_index.json").write_text("{")
-    refusal(tmp_path)
+    for damaged in ("{", "[]"):
+        (tmp_path / "model_index.json").write_text(damaged)
+        refusal(tmp_path)
     path = tmp_path / "notes.txt"
     path.write_text("hello")
     assert "is not a .safetensors file" in refusal(path)
@@ -224,3 +228,21 @@ def test_a_folder_in_shards_has_the_same_fingerprint(base: BaseModel, copy: Path
     base.unet.save_pretrained(copy / "unet", max_shard_size="1MB")
     assert len(list((copy / "unet").glob("*.safetensors"))) > 1
     assert load_base(str(copy)).fingerprint == base.fingerprint
+
+
+def test_the_text_encoder_of_any_version_of_transformers_is_the_same(
+    base: BaseModel, copy: Path
+) -> None:
+    def as_in_version_5(tensors: dict[str, torch.Tensor]) -> None:
+        for key in [key for key in tensors if key.startswith("text_model.")]:
+            tensors[key.removeprefix("text_model.")] = tensors.pop(key)
+
+    def as_in_old_versions(tensors: dict[str, torch.Tensor]) -> None:
+        as_in_version_5(tensors)
+        for key in list(tensors):
+            tensors[f"text_model.{key}"] = tensors.pop(key)
+        tensors["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+
+    for change in (as_in_version_5, as_in_old_versions):
+        edit(copy / TEXT, change)
+        assert load_base(str(copy)).fingerprint == base.fingerprint

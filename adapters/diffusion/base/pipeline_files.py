@@ -26,7 +26,7 @@ _EXPECTED = {
 _INDEX = "model_index.json"
 _TEXT, _WEIGHTS, _SHARDS = "text_encoder", "model.safetensors", "model-*.safetensors"
 _PREFIX = "text_model."
-"""Of the text encoder's weights in files; transformers 5 omits it in the model."""
+"""Of the text encoder's weights; models of transformers 5 and some files omit it."""
 _PREDICTIONS = {"epsilon", "v_prediction"}
 _LATENT_CHANNELS = 4
 
@@ -96,13 +96,17 @@ def _from_folder_or_hub(name: str, path: Path) -> PipelineParts:
     try:
         index = _index(name, path, offline=offline)
     except Exception as error:  # the hub client raises many types
+        if path.is_dir():
+            raise BaseModelInvalid(
+                name, f"has a damaged {_INDEX}; give a complete folder ({_first_line(error)})"
+            ) from error
         raise BaseModelInvalid(
             name,
             "is not a folder or a file, and could not be loaded from the hub; "
             f"check the name and the connection ({_first_line(error)})",
         ) from error
     found = index.get("_class_name")
-    parts = {part: (index.get(part) or (None, None))[1] for part in _EXPECTED}
+    parts = {part: _class_of(index.get(part)) for part in _EXPECTED}
     if found != _PIPELINE or any(parts[part] not in _EXPECTED[part] for part in _EXPECTED):
         classes = ", ".join(str(part) for part in parts.values())
         raise BaseModelInvalid(
@@ -110,8 +114,8 @@ def _from_folder_or_hub(name: str, path: Path) -> PipelineParts:
         )
     # Part by part: importing the pipeline itself takes long, and only previews use it.
     safetensors: dict[str, Any] = {"use_safetensors": True, "local_files_only": offline}
-    scheduler = getattr(diffusers, index["scheduler"][1])
     try:
+        scheduler = getattr(diffusers, str(_class_of(index.get("scheduler"))))
         return PipelineParts(
             tokenizer=CLIPTokenizer.from_pretrained(
                 name, subfolder="tokenizer", local_files_only=offline
@@ -135,8 +139,18 @@ def _index(name: str, path: Path, *, offline: bool) -> dict[str, Any]:
     """The pipeline's class and, by the name of each part, its library and class."""
     if not path.is_dir():
         path = Path(hf_hub_download(name, _INDEX, local_files_only=offline)).parent
-    index: dict[str, Any] = json.loads((path / _INDEX).read_text("utf-8"))
+    index = json.loads((path / _INDEX).read_text("utf-8"))
+    if not isinstance(index, dict):
+        raise ValueError("it is not a JSON object")
     return index
+
+
+def _class_of(entry: object) -> str | None:
+    """The class in a part's entry of the index, ``[library, class]``; None if there is none."""
+    match entry:
+        case [_, str(name)]:
+            return name
+    return None
 
 
 def _text_encoder(name: str, path: Path, *, offline: bool) -> CLIPTextModel:
@@ -150,11 +164,13 @@ def _text_encoder(name: str, path: Path, *, offline: bool) -> CLIPTextModel:
         path = Path(file).parent.parent
     model = _Uninitialised(CLIPTextConfig.from_pretrained(path / _TEXT))
     whole = path / _TEXT / _WEIGHTS
+    names = {key.removeprefix(_PREFIX): key for key in model.state_dict()}
     weights: dict[str, torch.Tensor] = {}
     for part in [whole] if whole.is_file() else (path / _TEXT).glob(_SHARDS):
-        weights |= load_file(part)
-    if not any(key.startswith(_PREFIX) for key in model.state_dict()):  # transformers 5
-        weights = {key.removeprefix(_PREFIX): weight for key, weight in weights.items()}
+        for key, weight in load_file(part).items():
+            weights[names.get(key.removeprefix(_PREFIX), key)] = weight
+    if not weights:
+        raise ValueError(f"{_TEXT} has no {_WEIGHTS}")
     missing, _ = model.load_state_dict(weights, strict=False)  # old files also have positions
     if missing:
         raise ValueError(f"the text encoder lacks {min(missing)}")
@@ -205,5 +221,7 @@ def _check(name: str, found: PipelineParts) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    if first.endswith(":"):  # torch puts the reason below
+        first = " ".join([first, *rest])
+    return first[:200]
