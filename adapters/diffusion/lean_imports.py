@@ -12,15 +12,19 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar
 
+from domain.errors import UserError
+
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+_MASK_HELPER = "torch._dynamo._trace_wrapped_higher_order_op"
 _LOCK = threading.RLock()
 """Held while modules are left out, because all threads share them."""
 
@@ -36,6 +40,8 @@ def lean(call: Callable[[], T]) -> T:
         with _LOCK, _left_out():
             return call()
     except Exception as error:  # the libraries wrap errors of imports in their own types
+        if isinstance(error, UserError) and error.__cause__ is None:
+            raise  # found by a check of this project, which no import changes
         log.debug("complete imports, because of %r", error)
     return call()
 
@@ -64,9 +70,8 @@ def _stand_ins() -> dict[str, ModuleType | None]:
     compiler.allow_in_graph = compiler.assume_constant_result = lambda function: function
     compiler.disable = _undecorated
     compiler.eval_frame = SimpleNamespace(OptimizedModule=type("OptimizedModule", (), {}))
-    # Only masks for flex attention use this class.
-    mask_helper: Any = ModuleType("torch._dynamo._trace_wrapped_higher_order_op")
-    mask_helper.TransformGetItemToIndex = None
+    mask_helper: Any = ModuleType(_MASK_HELPER)
+    mask_helper.TransformGetItemToIndex = _transform_get_item_to_index
     # These packages' own ``__init__`` reads or imports all models of the library.
     packages = [
         _without_init(name)
@@ -91,6 +96,11 @@ def _without_init(name: str) -> ModuleType:
         str(Path(folder, *inside)) for folder in spec.submodule_search_locations or ()
     ]
     return package
+
+
+def _transform_get_item_to_index() -> Any:
+    """Imports the compiler at the first call: only few models of transformers mask with it."""
+    return import_module(_MASK_HELPER).TransformGetItemToIndex()
 
 
 def _undecorated(function: Any = None, *_arguments: Any, **_options: Any) -> Any:

@@ -31,6 +31,15 @@ import torch, transformers
 assert torch.distributed.is_available()
 assert transformers.models.__file__, "a stand-in"
 compiled = torch.compile(lambda x: x + 1, backend="eager")
+from transformers.masking_utils import create_causal_mask
+mask = create_causal_mask(
+    transformers.CLIPTextConfig(attn_implementation="sdpa"),
+    inputs_embeds=torch.zeros(1, 2, 8),
+    attention_mask=None,
+    past_key_values=None,
+    or_mask_function=lambda batch, head, query, key: key >= 0,
+)
+assert mask.all()
 print(float(compiled(torch.zeros(()))))
 """
 
