@@ -77,7 +77,7 @@ def _from_file(name: str, path: Path, config_folder: Path | None) -> PipelinePar
             name,
             "cannot be read as a Stable Diffusion 1.5 checkpoint; give a complete one"
             f"{'' if local else ', and allow access to the hub, which has its configuration'}"
-            f" ({_first_line(error)})",
+            f" ({_in_one_line(error)})",
         ) from error
     return PipelineParts(
         tokenizer=pipeline.tokenizer,
@@ -98,12 +98,12 @@ def _from_folder_or_hub(name: str, path: Path) -> PipelineParts:
     except Exception as error:  # the hub client raises many types
         if path.is_dir():
             raise BaseModelInvalid(
-                name, f"has a damaged {_INDEX}; give a complete folder ({_first_line(error)})"
+                name, f"has a damaged {_INDEX}; give a complete folder ({_in_one_line(error)})"
             ) from error
         raise BaseModelInvalid(
             name,
             "is not a folder or a file, and could not be loaded from the hub; "
-            f"check the name and the connection ({_first_line(error)})",
+            f"check the name and the connection ({_in_one_line(error)})",
         ) from error
     found = index.get("_class_name")
     parts = {part: _class_of(index.get(part)) for part in _EXPECTED}
@@ -131,7 +131,7 @@ def _from_folder_or_hub(name: str, path: Path) -> PipelineParts:
         raise BaseModelInvalid(
             name,
             "cannot be loaded; give a complete Stable Diffusion 1.5 in safetensors "
-            f"({_first_line(error)})",
+            f"({_in_one_line(error)})",
         ) from error
 
 
@@ -220,8 +220,5 @@ def _check(name: str, found: PipelineParts) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
-    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
-    if first.endswith(":"):  # torch puts the reason below
-        first = " ".join([first, *rest])
-    return first[:200]
+def _in_one_line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
