@@ -256,12 +256,15 @@ def run(
     if job.state is JobState.FAILED:
         store.delete_record(task.task_id)
     if job.artifact is not None and job.state is JobState.COMPLETED:
+        missing = "style"
         if _style_exists(job.artifact, container.blobs(), out):
-            say(console, f"this run is complete already: {out / job.artifact.location.key}")
-            return 0, outcome_values(job, out)
-        text = f"the finished style of this run is missing in {out}: writing it again"
-        say(console, text, "yellow")
-        store.open(job).apply(job.reopen("its style is gone"))
+            if store.has_report(task.task_id):
+                say(console, f"this run is complete already: {out / job.artifact.location.key}")
+                return 0, outcome_values(job, out)
+            missing = "report"  # such as after Ctrl-C while it was written
+        else:
+            store.open(job).apply(job.reopen("its style is gone"))
+        say(console, f"the {missing} of this run is missing in {out}: writing it again", "yellow")
 
     stop = StopSignal()
     display = container.events()

@@ -185,6 +185,15 @@ def test_with_json_the_outcome_is_one_object_and_all_other_output_on_stderr(
         assert len(outcome["report"]) == 3
 
 
+def test_a_missing_report_is_written_by_the_same_command(images: Path, out: Path) -> None:
+    (out / "report.html").unlink()
+    style = next((out / "models").glob("*.safetensors"))
+    written = style.stat().st_mtime_ns
+    assert main([str(images), "--out", str(out), *AS_TRAINED]) == 0
+    assert (out / "report.html").is_file()
+    assert style.stat().st_mtime_ns == written
+
+
 def test_a_missing_style_is_trained_again_and_a_changed_one_kept(
     images: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
