@@ -42,14 +42,7 @@ from application.storage_keys import (
 from domain.errors import UserError
 from domain.job import TrainingJob
 from domain.location import Bucket, Location
-from domain.results import (
-    Artifact,
-    Checkpoint,
-    CheckpointRef,
-    Preview,
-    PreviewScores,
-    TrainingMetric,
-)
+from domain.results import Artifact, Checkpoint, CheckpointRef, Preview, PreviewScores
 from domain.task import TrainingTask
 
 log = logging.getLogger(__name__)
@@ -256,12 +249,10 @@ class JobStore:
         """
         if keep is None:
             return
-        keys, task_id = self.keys, job.task_id
-        best_epoch, best_step = _best(job.metric)
-        best_files = (
-            keys.checkpoint(task_id, best_epoch, best_step),
-            keys.epoch_style(task_id, best_epoch),
-        )
+        keys, task_id, metric = self.keys, job.task_id, job.metric
+        epoch = metric.best_epoch or 0 if metric else 0  # epoch 0 has no checkpoint
+        step = epoch * metric.steps // metric.epochs if metric else 0
+        best_files = keys.checkpoint(task_id, epoch, step), keys.epoch_style(task_id, epoch)
         try:
             files = self.blobs.list(keys.bucket, f"{JOBS}{task_id}/")
             for best in best_files:
@@ -363,13 +354,6 @@ class JobStore:
         return read_json(
             self.blobs, at, lambda found: {str(name): str(text) for name, text in found.items()}
         )
-
-
-def _best(metric: TrainingMetric | None) -> tuple[int, int]:
-    """The best epoch and its last step; 0, 0 if unknown, which has no checkpoint."""
-    if metric is None or metric.best_epoch is None:
-        return 0, 0
-    return metric.best_epoch, metric.best_epoch * metric.steps // metric.epochs
 
 
 def _short(value: Any) -> str:
