@@ -27,21 +27,15 @@ class InvalidTask(UserError, ValueError):
     backend, the second for operators who look up the task.
     """
 
-    def __init__(
-        self,
-        field_name: str,
-        value: object,
-        remedy: str,
-        style_id: int | None = None,
-        task_id: str | None = None,
-    ) -> None:
+    style_id: int | None = None
+    task_id: str | None = None
+
+    def __init__(self, field_name: str, value: object, remedy: str) -> None:
         shown = repr(value)
         self.value = shown if len(shown) <= 120 else f"{shown[:117]}..."
         super().__init__(f"{field_name} is {self.value}: {remedy}")
         self.field = field_name
         self.remedy = remedy
-        self.style_id = style_id
-        self.task_id = task_id
 
 
 @dataclass(frozen=True, kw_only=True)

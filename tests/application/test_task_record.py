@@ -67,7 +67,8 @@ def test_a_record_of_version_0_1_has_its_style_id(world: World) -> None:
 
 def test_an_invalid_message_with_the_id_of_a_job_makes_no_call(world: World) -> None:
     world.worker()(TASK, StopSignal())
-    error = InvalidTask("data.images", "[]", "give some", 7, task_id=TASK_ID)
+    error = InvalidTask("data.images", "[]", "give some")
+    error.style_id, error.task_id = 7, TASK_ID
     reject = RejectInvalidTask(
         store=world.store(), notify_outcome=world.notify_outcome(world.notifier), config=CONFIG
     )

@@ -68,7 +68,9 @@ class World:
         """The task that the body stands for."""
         if body in self.tasks:
             return self.tasks[body]
-        raise InvalidTask("data.images", "missing", "give 10 to 100", style_of(body))
+        error = InvalidTask("data.images", "missing", "give 10 to 100")
+        error.style_id = style_of(body)
+        raise error
 
     def job(self, task_id: str) -> TrainingJob | None:
         """The recorded job."""
