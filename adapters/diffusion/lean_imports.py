@@ -33,8 +33,8 @@ def lean(call: Callable[[], T]) -> T:
     """Call a function that imports or loads; its imports leave out what training does not use.
 
     What is left out can still be imported afterwards. With library versions that need it, the
-    function is called again, with complete imports. Other threads may import other libraries
-    meanwhile.
+    function is called again, with complete imports. Meanwhile other threads must not use torch,
+    diffusers or transformers: they would meet the stand-ins.
     """
     try:
         with _LOCK, _left_out():
