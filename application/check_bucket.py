@@ -16,7 +16,7 @@ from application.ports import (
 )
 from domain.location import Bucket, Location
 
-_REMEDY = "use a store that honours If-None-Match and If-Match when writing, as Amazon S3 does"
+_REMEDY = "use a store that supports If-None-Match and If-Match for writes, as Amazon S3 does"
 
 
 class UnfitStore(BlobDenied):
@@ -41,7 +41,7 @@ def check_bucket(blobs: BlobStore, probe: Location, *, write: bool) -> str:
     if not write:
         return f"bucket {bucket} can be read"
     check_conditions(blobs, probe)
-    return f"bucket {bucket} can be read and written, conditions are honoured"
+    return f"bucket {bucket} can be read and written, conditional writes work"
 
 
 def check_conditions(blobs: BlobStore, probe: Location) -> None:

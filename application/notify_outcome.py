@@ -24,7 +24,7 @@ worker would repeat it, and the artist could be notified twice."""
 
 @dataclass(frozen=True, kw_only=True)
 class OutcomeNotifier:
-    """Makes the final webhook call of a job.
+    """Sends a job's outcome webhook.
 
     After connection errors, timeouts, 408, 429 and 5xx the call is retried with jittered
     exponential backoff, not sooner than ``Retry-After``. If the response was lost or late, the
@@ -68,7 +68,7 @@ class OutcomeNotifier:
             lease.extend(stop)
             if entry.job.announcements:
                 if self._has_arrived(entry.job):
-                    log.info("the final call for style %d has arrived", entry.job.style_id)
+                    log.info("the outcome webhook for style %d has arrived", entry.job.style_id)
                     break
                 if self._too_late(stop):
                     return Requeue()
@@ -121,7 +121,7 @@ class OutcomeNotifier:
             random=self.random,
         )
         log.warning(
-            "final call for style %d: try %d of %d failed, next in %.1f s: %s",
+            "outcome webhook for style %d: try %d of %d failed, next in %.1f s: %s",
             *(job.style_id, failures, self.tries, pause, error),
         )
         sleep(pause, self.clock, stop)

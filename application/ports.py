@@ -202,7 +202,7 @@ class StyleGone(NotifierRefused):
 
 class Notifier(Protocol):
     """Webhooks to the platform's backend. They are not idempotent: the artist is notified of
-    each final call (``completed`` or ``failed``).
+    each outcome webhook (``completed`` or ``failed``).
 
     Each method sends one request and raises ``NotifierUnavailable`` or ``NotifierRefused``. After
     ``NotifierUnavailable`` the call may or may not have arrived: the caller checks
@@ -221,7 +221,7 @@ class Notifier(Protocol):
         """Report that the job failed or was cancelled."""
 
     def has_arrived(self, task_id: str, style_id: int, outcome: Artifact | Failure) -> bool | None:
-        """Whether the final call with this outcome has arrived; None if unknown. Never raises."""
+        """Whether the webhook with this outcome has arrived; None if unknown. Never raises."""
 
 
 # --- Trainer -----------------------------------------------------------------------------

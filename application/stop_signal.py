@@ -14,7 +14,7 @@ class StopReason(IntEnum):
     CANCELLED = 2
     """The job was cancelled."""
     STYLE_GONE = 3
-    """The style was deleted in the backend: make no final call."""
+    """The style was deleted in the backend: send no outcome webhook."""
     LEASE_LOST = 4
     """Another worker has the job: write nothing more."""
 

@@ -27,7 +27,7 @@ REJECTION = "rejected.json"
 class StorageKeys:
     """The keys of a job's blobs.
 
-    ``jobs/<task_id>/`` holds the journal, the lease, a request to cancel, generated captions,
+    ``jobs/<task_id>/`` holds the request, the journal, the lease, a request to cancel, captions,
     checkpoints and the styles of their epochs, the report with its previews, and the logs. The
     inference server reads ``models/style_<style_id>.safetensors``, or a folder for each task in
     ``models/style-<style_id>/``.

@@ -92,7 +92,7 @@ class ReportWriter:
         except TrainerBroken:
             raise
         except Stopped:
-            # Keep the remaining shutdown time for the final call.
+            # Keep the remaining shutdown time for settling the message.
             log.info("no report for task %s: a stop was requested", task.task_id)
         except Unavailable as error:
             log.warning("no report for task %s, the store is unavailable: %s", task.task_id, error)

@@ -122,7 +122,7 @@ class TrainingLoop:
         if progress is None or speed is None:
             return
         if not lease.is_valid:
-            return  # another worker may have the job and have made the final call
+            return  # another worker may have the job and have sent its outcome
         try:
             self.notifier.progress(entry.job.style_id, replace(progress, steps_per_second=speed))
             entry.style_gone_calls = 0

@@ -29,7 +29,7 @@ class WorkerConfig:
     """Seconds between progress calls."""
     in_flight_seconds: float = 30.0
     """Seconds between a progress call with an unknown result, which may still arrive, and the
-    final call."""
+    outcome webhook."""
     cancel_poll: float = 5.0
     """Seconds between checks for a request to cancel."""
     max_failures: int = 5

@@ -1,4 +1,4 @@
-"""The common recipe, written as in public examples: the baseline for the trainer's speed.
+"""The plain recipe, written as in public examples: the baseline for the trainer's speed.
 
 Every step decodes and encodes its images and captions again, and copies the loss to the host. On
 a GPU it uses mixed precision as the examples do: frozen parts in bfloat16, LoRA weights in

@@ -141,7 +141,7 @@ def _wait(
     published: datetime,
     status_port: int,
 ) -> dict[str, float]:
-    """Wait for the final call, and read the parts from the worker's status.
+    """Wait for the outcome webhook, and read the parts from the worker's status.
 
     Raises:
         RuntimeError: the worker ended, or the job failed.

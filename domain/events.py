@@ -109,7 +109,7 @@ class FailureRecorded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class AnnouncementBegun(Event):
-    """The final call to the backend is about to be made; ``call`` is its number, from 1."""
+    """The outcome webhook is about to be sent; ``call`` is the number of the try, from 1."""
 
     call: int
 

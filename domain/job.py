@@ -4,7 +4,7 @@
                  any of the first four, or interrupted -> announcing -> failed | cancelled
                  preparing | training | uploading -> interrupted -> preparing
                  training -> preparing, once, for a second try
-                 completed -> interrupted, if the style was deleted and is requested again
+                 completed -> interrupted, if the style's file is missing (local runs only)
 
 A job is an immutable value. Every transition returns the new job and one event. The job holds
 everything that a worker needs to resume it after a crash, so the journal stores the job.
@@ -109,7 +109,7 @@ class TrainingJob:
     artifact: Artifact | None = None
     failure: Failure | None = None
     announcements: int = 0
-    """Number of started final calls to the backend."""
+    """Tries to send the outcome webhook, each counted before it is made."""
 
     def __post_init__(self) -> None:
         if self.state is JobState.COMPLETED and self.artifact is None:
@@ -205,13 +205,13 @@ class TrainingJob:
         return job, FailureRecorded(**self.ids, failure=failure)
 
     def begin_announcement(self) -> Change:
-        """Count the final call before it is made, so that the next worker knows of it."""
+        """Count a try to send the outcome webhook before it is made, for the next worker."""
         self._allow("announce", JobState.ANNOUNCING)
         job = replace(self, announcements=self.announcements + 1)
         return job, AnnouncementBegun(**self.ids, call=job.announcements)
 
     def finish(self) -> Change:
-        """Record that the backend has accepted the final call."""
+        """Record that the backend has accepted the outcome webhook."""
         self._allow("finish", JobState.ANNOUNCING)
         if not self.announcements:
             raise InvalidTransition(self.state, "finish, without a call to the backend,")
@@ -231,7 +231,7 @@ class TrainingJob:
         return job, JobInterrupted(**self.ids, reason=reason, failures=failures)
 
     def reopen(self, reason: str) -> Change:
-        """Train a deleted style again from the last checkpoint, and notify the backend again."""
+        """Resume a completed job whose style's file is missing, from the last checkpoint."""
         self._allow("reopen", JobState.COMPLETED)
         job = replace(
             self, state=JobState.INTERRUPTED, metric=None, artifact=None, announcements=0

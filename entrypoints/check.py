@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckResult:
     """The result of one check."""
 
     part: str
@@ -33,16 +33,16 @@ class Outcome:
 
 def check(container: Container, *, as_json: bool = False) -> int:
     """Run all checks and print each result as it comes; return 0 if all succeed, else 1."""
-    outcomes = []
+    results = []
     planned = trials(container)
     width = max(len(part) for part, _ in planned)
     for part, trial in planned:
-        outcomes.append(_try(part, trial))
+        results.append(_try(part, trial))
         if not as_json:
-            print(_row(outcomes[-1], width), flush=True)
+            print(_row(results[-1], width), flush=True)
     if as_json:
-        print(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
-    return 0 if all(outcome.works for outcome in outcomes) else 1
+        print(json.dumps([asdict(result) for result in results], indent=1))
+    return 0 if all(result.works for result in results) else 1
 
 
 def trials(container: Container) -> Sequence[tuple[str, Callable[[], str]]]:
@@ -58,9 +58,9 @@ def trials(container: Container) -> Sequence[tuple[str, Callable[[], str]]]:
         if part == "models" or bucket != settings.models
     ]
     return [
-        ("settings", lambda: _names(settings)),
+        ("settings", lambda: _settings(settings)),
         ("disk", lambda: _disk(settings)),
-        ("queue", lambda: _counts(container)),
+        ("queue", lambda: _queue(container)),
         *images,
         *stores,
         ("weights", lambda: _weights_form(settings)),
@@ -88,20 +88,20 @@ def require_fit_store(container: Container) -> None:
         log.warning("the store's conditional writes could not be tested: %s", error)
 
 
-def _try(part: str, trial: Callable[[], str]) -> Outcome:
+def _try(part: str, trial: Callable[[], str]) -> CheckResult:
     try:
-        return Outcome(part, True, trial())
+        return CheckResult(part, True, trial())
     except Exception as error:  # show any error in the table, among the other results
         text = " ".join(str(error).split()) or type(error).__name__
-        return Outcome(part, False, text)
+        return CheckResult(part, False, text)
 
 
-def _row(outcome: Outcome, width: int) -> str:
-    mark = "ok    " if outcome.works else "FAILED"
-    return f"{mark}  {outcome.part:{width}}  {printable(outcome.detail)}"
+def _row(result: CheckResult, width: int) -> str:
+    mark = "ok    " if result.works else "FAILED"
+    return f"{mark}  {result.part:{width}}  {printable(result.detail)}"
 
 
-def _names(settings: Settings) -> str:
+def _settings(settings: Settings) -> str:
     if typos := settings.typos():
         raise UserError("; ".join(typos))
     for name in ("storage_dir", "spool_dir"):
@@ -120,7 +120,7 @@ def _disk(settings: Settings) -> str:
     return text
 
 
-def _counts(container: Container) -> str:
+def _queue(container: Container) -> str:
     from adapters.rabbitmq.queue import RabbitQueue
     from entrypoints.connections import queue_place
 
@@ -166,7 +166,7 @@ def _device(name: str) -> str:
     device = torch.device(name)
     if device.type != "cuda":
         threads = torch.get_num_threads()
-        return f"{device}, {threads} threads, torch {torch.__version__}: for trying only"
+        return f"{device}, {threads} threads, torch {torch.__version__}: for trial runs only"
     properties = torch.cuda.get_device_properties(device)
     memory = properties.total_memory / 1024**3
     number = str(compute_on(device)).removeprefix("torch.")

@@ -31,8 +31,8 @@ def default_base(device: str) -> tuple[str, str]:
     from adapters.diffusion.base.names import hub_has, is_cached
 
     if not is_cached(STABLE_DIFFUSION) and not hub_has(STABLE_DIFFUSION):
-        return str(SMALL_BASE), "no model hub can be reached"
-    return STABLE_DIFFUSION, "there is a GPU and a hub"
+        return str(SMALL_BASE), "the Hugging Face hub cannot be reached"
+    return STABLE_DIFFUSION, "there is a GPU and the model is available"
 
 
 def load_base_model(settings: Settings, device: str) -> BaseModel:
@@ -45,7 +45,7 @@ def load_base_model(settings: Settings, device: str) -> BaseModel:
         name = STABLE_DIFFUSION  # styles for the backend must not depend on the machine
     elif settings.base_model is None:
         name, reason = default_base(device)
-        log.warning("base model %s, because %s and BASE_MODEL names no other", name, reason)
+        log.warning("BASE_MODEL is not set: using %s, because %s", name, reason)
     else:
         name = settings.base_model
     import_libraries()

@@ -263,7 +263,7 @@ def run(
                 return 0, outcome_values(job, out)
             missing = "report"  # such as after Ctrl-C while it was written
         else:
-            store.open(job).apply(job.reopen("its style is gone"))
+            store.open(job).apply(job.reopen("the style's file is missing"))
         say(console, f"the {missing} of this run is missing in {out}: writing it again", "yellow")
 
     stop = StopSignal()

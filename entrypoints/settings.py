@@ -214,7 +214,8 @@ class Settings(BaseModel):
     """AMQP heartbeat interval in seconds. A connection without traffic for up to twice this time
     is closed and opened again"""
     rabbitmq_queue: QueueName = RabbitOptions.queue
-    """Task queue. The worker also declares `<queue>.retry.<seconds>` and `<queue>.dead`"""
+    """Task queue. The worker also declares `<queue>.dead`, and one queue for each retry delay,
+    such as `<queue>.retry.30s`"""
     retry_delays: RetryDelays = RabbitOptions.retry_delays
     """Retry delays in seconds, separated by commas; each gets a queue of its own"""
     ack_timeout: int = Field(int(RabbitOptions.ack_timeout), ge=60, le=int(WEEK))
@@ -282,7 +283,8 @@ class Settings(BaseModel):
     proxy in between (by default 60 in nginx and in AWS load balancers)"""
 
     worker_name: str | None = None
-    """Name of this worker in leases and logs. Default: host name and process ID"""
+    """Name of this worker in leases and logs. Default: host name, process ID and a random
+    suffix"""
     min_images: int = Field(DEFAULTS.min_images, ge=1, le=100)
     """Minimum number of usable images; a job with fewer fails"""
     checkpoint_every: int = Field(DEFAULTS.checkpoint_every, ge=1)
@@ -301,7 +303,8 @@ class Settings(BaseModel):
     """Lease term in seconds, at most an hour and at least 1.5 times `WEBHOOK_TIMEOUT`. After one
     to two terms without renewal another worker takes the job over"""
     max_failures: int = Field(DEFAULTS.max_failures, ge=1)
-    """Maximum number of consecutive failures without a new checkpoint; after that the job fails"""
+    """Number of failures in a row, without a new checkpoint in between, after which the job
+    fails"""
     max_job_steps: int = Field(100_000, ge=1)
     """Maximum product of a task's epochs and images; a task above it is rejected as
     `INVALID_TASK`"""
@@ -540,7 +543,7 @@ class WorkerSettings(Settings):
         if info.data.get("backend_api_url") and LeaseTerms(value).takeover_delay < timeout:
             raise ValueError(
                 f"give {1.5 * timeout:g} or more, for WEBHOOK_TIMEOUT={timeout:g}: with less, "
-                "another worker could take the job over during its final call"
+                "another worker could take the job over while its outcome webhook is being sent"
             )
         return value
 

@@ -68,7 +68,7 @@ def build_parser() -> CommandParser:
         metavar="TASK_ID",
         nargs="?",
         const="",
-        help="put all dead letters back on the queue; with TASK_ID this task's, with - those "
+        help="return all dead letters to the queue; with TASK_ID this task's, with - those "
         "without a task id",
     )
     what.add_argument(

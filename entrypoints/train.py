@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from entrypoints.bootstrap import Container
 
 ONLY_FOR_TRYING = (
-    "is for trying out only: the style will not load in Stable Diffusion 1.5. To train one that "
-    "does, give Stable Diffusion 1.5 as --base-model: its folder, its .safetensors file, or with "
-    "a network stable-diffusion-v1-5/stable-diffusion-v1-5"
+    "is for trial runs only: the style will not load in Stable Diffusion 1.5. To train one that "
+    "does, give Stable Diffusion 1.5 as --base-model: its folder, its .safetensors file, or its "
+    "hub name stable-diffusion-v1-5/stable-diffusion-v1-5"
 )
 
 MAX_PREVIEW_STEPS = 1000
@@ -90,13 +90,13 @@ def build_parser() -> CommandParser:
         "--base-model",
         metavar="NAME",
         help="diffusers folder, .safetensors checkpoint or hub name (default: Stable Diffusion "
-        "1.5 if a GPU and a hub are available, else the small base model)",
+        "1.5 if a GPU and the hub are available, else the small base model)",
     )
     parser.add_argument(
         "--base-model-config",
         type=path,
         metavar="DIR",
-        help="configuration folder of a single-file base model, if no hub can be reached",
+        help="configuration folder of a single-file base model, if the hub cannot be reached",
     )
     parser.add_argument(
         "--device",

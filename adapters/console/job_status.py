@@ -80,5 +80,5 @@ def _details(job: TrainingJob) -> list[str]:
     if job.failure is not None:
         lines.append(f"{job.failure.code}: {job.failure.message}")
     if job.announcements:
-        lines.append(f"final calls to the backend: {job.announcements}")
+        lines.append(f"tries to send the outcome webhook: {job.announcements}")
     return lines

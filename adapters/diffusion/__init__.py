@@ -1,1 +1,1 @@
-"""The trainer: LoRA adapters for Stable Diffusion 1.5, with diffusers and PEFT."""
+"""The trainer: LoRAs for Stable Diffusion 1.5, on the models of diffusers."""

@@ -47,7 +47,7 @@ class DiffusionTrainer:
         slots: maximum number of open runs that share passes.
         max_wait: maximum number of seconds that a short step waits for the runs of the last one.
         start_ranks: starts the other processes of a run on several devices, as
-            ``OtherRanks.started`` does. Runs with one image per step, or dropout, do not use it.
+            ``start_ranks`` does. Runs with one image per step, or dropout, do not use it.
         preview_steps: denoising steps of a preview.
     """
 

@@ -67,7 +67,7 @@ def kind_of(data: bytes) -> Kind:
     for signature, name, remedy in _OTHERS:
         if re.match(signature, beginning, re.DOTALL | re.IGNORECASE):
             raise ImageRefused(f"it is {name}; {remedy}")
-    raise ImageRefused("it is not a JPEG, PNG or WebP image")
+    raise ImageRefused(f"it is not an image of a supported format; {_SAVE_AS}")
 
 
 def unsupported(kind: Kind) -> ImageRefused:

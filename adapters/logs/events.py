@@ -76,7 +76,7 @@ def _logged(event: Event) -> tuple[int, str]:
             return logging.WARNING, f"will end with {failure.code}: {failure.message}"
         case AnnouncementBegun(call=call):
             level = logging.INFO if call == 1 else logging.WARNING
-            return level, f"final call to the backend (number {call})"
+            return level, f"sending the outcome webhook (try {call})"
         case JobCompleted():
             return logging.INFO, "completed"
         case JobFailed(failure=failure):

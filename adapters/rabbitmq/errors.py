@@ -113,7 +113,7 @@ def _other_queue(text: str, options: RabbitOptions) -> str:
     if f"queue '{options.queue}'" in text:
         return (
             f"queue {options.queue!r} was declared with arguments, and the backend and the worker "
-            "declare it without: name the right queue, or move its messages to a queue without"
+            "declare it without: set the right queue, or move the messages to one without any"
         )
     return (
         "one of the worker's own queues was declared with other arguments: delete it when it is "

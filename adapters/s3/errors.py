@@ -47,7 +47,7 @@ DAMAGED = {
 # A worker with wrong credentials must not fail every task, and a key can be replaced while the
 # task waits: all these count as "unavailable", not as "denied".
 _CREDENTIALS = {
-    "InvalidAccessKeyId": "the store does not know the access key: "
+    "InvalidAccessKeyId": "the access key does not exist in this store: "
     "check AWS_ACCESS_KEY_ID, and that it belongs to this store",
     "SignatureDoesNotMatch": "the secret does not match the access key: "
     "check AWS_SECRET_ACCESS_KEY",
@@ -175,7 +175,7 @@ def _unanswered(error: Exception, what: str) -> Exception:
         return BlobDenied(f"{what}: no store accepts this bucket name: {error}")
     if isinstance(error, SSLError):
         return BlobUnavailable(
-            f"{what}: no trusted TLS connection: check that the endpoint speaks TLS, or write "
+            f"{what}: no trusted TLS connection: check that the endpoint uses TLS, or write "
             "http://; check its certificate, or set AWS_CA_BUNDLE to the authority that signed it "
             f"({error})"
         )

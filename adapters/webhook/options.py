@@ -44,7 +44,7 @@ class WebhookOptions:
     connect_timeout: float = 5.0
     """Seconds to establish a connection."""
     read_timeout: float = 30.0
-    """Seconds for the whole response to a final call. Long, because a call that is repeated after
+    """Seconds for the whole response to an outcome webhook. Long, because a call repeated after
     a slow response is shown to the artist twice."""
     progress_timeout: float = 5.0
     """Seconds for the connection of a progress call, and again for its whole response."""

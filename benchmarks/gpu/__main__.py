@@ -1,6 +1,6 @@
 """The trainer on a GPU in SD 1.5's own shapes: `python -m benchmarks.gpu`, or `make bench-gpu`.
 
-Random weights, 512 px, rank 8. Measures the common recipe and each optimization added in turn, at
+Random weights, 512 px, rank 8. Measures the plain recipe and each optimization added in turn, at
 several batch sizes, with memory and the share of the matrix product speed of the same run; several
 styles at once; and a whole job of 20 images and 200 epochs. A row that fails contains its error
 and does not stop the others. The file is written after each row. If only some parts are measured,

@@ -26,7 +26,7 @@ _RECOMPUTED = 1 / 5
 
 
 WAYS = ("recipe", "eager", "graphs", "channels-last", "kernels", "compiled")
-"""The common recipe; the trainer, each with one more optimization than the one before; and
+"""The plain recipe; the trainer, each with one more optimization than the one before; and
 torch.compile instead of our kernels, which takes minutes and is measured on request only."""
 
 

@@ -389,7 +389,7 @@ def refused(code: int, text: str) -> ConnectionClosedByBroker:
         ),
         (
             refused(406, "inequivalent arg 'x' for queue 'model_training' in vhost '/'"),
-            "name the right queue, or move its messages",
+            "set the right queue, or move the messages",
         ),
         (
             refused(406, "inequivalent arg 'x' for queue 'model_training.dead' in vhost '/'"),

@@ -431,12 +431,12 @@ def test_thumbnails_are_small_jpegs_with_width_and_height(shown: Page) -> None:
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ((400, 300), "trained at 576 x 448, 4 % cut off"),
+        ((400, 300), "trained at 576 x 448, 4 % cropped"),
         ((1800, 1200), "trained at 576 x 384, not cropped"),
-        ((800, 2400), "trained at 320 x 768, 20 % cut off"),
+        ((800, 2400), "trained at 320 x 768, 20 % cropped"),
     ],
 )
-def test_each_image_has_its_size_in_training_and_what_is_cut_off(
+def test_each_image_has_its_size_in_training_and_its_cropped_share(
     size: tuple[int, int], message: str
 ) -> None:
     facts = replace(REPORT.images.usable[0].facts, width=size[0], height=size[1])
@@ -492,7 +492,7 @@ def test_preview_scores_are_drawn_and_described() -> None:
 def test_overfitting_is_reported() -> None:
     assert "begins to memorise its images" in page(replace(REPORT, history=MEASURED)).text
     falling = [replace(record, validation_loss=1 / record.epoch) for record in MEASURED]
-    assert "by heart" not in page(replace(REPORT, history=falling)).text
+    assert "memorise" not in page(replace(REPORT, history=falling)).text
 
 
 def test_measured_losses_are_drawn_into_the_curve() -> None:

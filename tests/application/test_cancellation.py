@@ -41,7 +41,7 @@ def test_a_job_cancelled_while_queued_is_not_started(world: World) -> None:
 def test_an_unreadable_cancellation_does_not_stop_the_job(
     world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """S3 denies what is missing to those who may not list."""
+    """S3 denies reading a missing key to a user without permission to list the bucket."""
     plain = world.blobs.get
 
     def get(at: Location, **options: Any) -> Blob:

@@ -30,7 +30,7 @@ WHO: ContextVar[str] = ContextVar("who", default="nobody")
 
 
 class Gated:
-    """The world's store, where checkpoints arrive when the test wants them to.
+    """The world's store; ``arrive`` is called before each checkpoint is stored, and may block.
 
     A task of 25 epochs has 3 steps in each, and so a checkpoint at step 30, 60 and 75.
     """
@@ -39,7 +39,7 @@ class Gated:
         self._blobs = world.blobs
         self._arrive = arrive
         self.sent: list[tuple[str, str]] = []
-        """For each checkpoint the thread that sent it, and for whom."""
+        """For each checkpoint, the thread that uploaded it, and that thread's value of ``WHO``."""
 
     def put(self, at: Location, data: bytes, **how: Any) -> str:
         if "checkpoints/" in at.key:
@@ -65,7 +65,7 @@ def uploads() -> Iterator[ThreadPoolExecutor]:
 
 
 def a_worker(world: World, **parts: Any) -> RunTraining:
-    """Without previews, which would have it wait for a checkpoint first."""
+    """A worker without previews: drawing them waits until the checkpoint is stored."""
     return world.worker(config=replace(CONFIG, preview_share=0.0), **parts)
 
 
@@ -369,7 +369,7 @@ def test_a_checkpoint_of_a_job_taken_over_is_no_failure(
     uploads: ThreadPoolExecutor,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The one who finds out is one whose training breaks off."""
+    """The worker notices the takeover while it handles an error of the training."""
 
     def taken_over() -> None:
         theirs = world.store(worker="theirs").open(world.job())

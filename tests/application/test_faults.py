@@ -58,7 +58,7 @@ def assert_same_end(world: World) -> None:
     assert world.weights() == REFERENCE.weights()
     assert world.job().artifact == REFERENCE.job().artifact
     assert world.leases() == []
-    assert world.notifier.calls[-1].kind == "completed", "nothing comes after the final call"
+    assert world.notifier.calls[-1].kind == "completed", "nothing comes after the outcome webhook"
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "answer-lost"])
@@ -70,7 +70,7 @@ def test_a_failing_call_does_not_change_the_outcome(
     world = run_with(Fault(int(number), unavailable(name), after))
     assert_same_end(world)
     failures = [event.failures for event in world.events if isinstance(event, JobInterrupted)]
-    # A start that is on record, and nobody knows it, looks like one of a lost worker.
+    # If the response to the write of the start is lost, the start looks like a lost worker's.
     assert sum(failures) == (1 if after and int(number) == START else 0)
     assert "defect" not in caplog.text
     assert len(world.notifier.final) == 1

@@ -1,4 +1,4 @@
-"""Which images and captions of a task are used, and who is told of the others."""
+"""Which images and captions of a task are used; the others are reported to artist or operator."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_captions_are_stored_next_to_their_images(
 def test_an_image_with_a_denied_caption_has_none(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """S3 denies what is missing to those who may not list."""
+    """S3 denies reading a missing key to a user without permission to list the bucket."""
     plain = world.blobs.get
 
     def get(at: Location, **options: Any) -> Blob:

@@ -43,7 +43,7 @@ JOB = TrainingJob(
     failure=Failure(FailureCode.GPU_OOM, "full", retryable=True),
     announcements=1,
 )
-"""No state has all of this at once; what matters here is that nothing is left at its default."""
+"""Every field differs from its default, although no real job has all of them set."""
 
 
 def store(blobs: MemoryBlobStore, events: EventSink = lambda _: None) -> JobStore:

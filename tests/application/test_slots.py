@@ -12,7 +12,7 @@ from application.slots import AdmissionQueue
 from application.stop_signal import Stopped, StopReason, StopSignal
 
 LONG = 30.0
-"""Seconds that no test waits."""
+"""Timeout in seconds, longer than any test takes."""
 
 
 class Runs:

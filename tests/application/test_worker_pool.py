@@ -24,7 +24,7 @@ from domain.task import TrainingTask
 from tests.application.world import CONFIG, World, a_task
 
 LONG = 30.0
-"""Seconds that no test waits."""
+"""Timeout in seconds, longer than any test takes."""
 
 
 def reject(*_: Any) -> Settlement:

@@ -48,7 +48,7 @@ def test_on_a_gpu_stable_diffusion_is_used_where_available(
     assert default_base(device)[0] == STABLE_DIFFUSION
     assert 0 < hub.timeout_seconds <= 10, "an unreachable hub delays the start only briefly"
     hub.fault = OSError("unreachable")
-    assert default_base(device) == (str(SMALL_BASE), "no model hub can be reached")
+    assert default_base(device) == (str(SMALL_BASE), "the Hugging Face hub cannot be reached")
     hub.cached = "/cache/model_index.json"
     assert default_base(device)[0] == STABLE_DIFFUSION
 
@@ -82,4 +82,4 @@ def test_a_default_base_is_logged_and_a_small_one_uses_one_thread(
     with caplog.at_level(logging.WARNING):
         load_base_model(make_settings(base_model=None), "cpu")
     assert loaded == [(str(SMALL_BASE), None), 1]
-    assert "because there is no GPU and BASE_MODEL names no other" in caplog.text
+    assert "BASE_MODEL is not set: using" in caplog.text

@@ -1,4 +1,4 @@
-"""A broker of the test's own that fails while a message is unacknowledged."""
+"""A broker that the test starts, and that fails while a message is unacknowledged."""
 
 from __future__ import annotations
 

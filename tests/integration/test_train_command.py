@@ -206,7 +206,7 @@ def test_a_missing_style_is_trained_again_and_a_changed_one_kept(
     printed = capsys.readouterr().out
     assert "is missing in" in printed
     assert "resuming from epoch 2" in printed
-    assert "trying out only" in printed
+    assert "trial runs only" in printed
     assert file.read_bytes() == weights
 
     file.write_bytes(b"merged with another")
@@ -234,7 +234,7 @@ def test_skipped_images_are_named_once_in_one_line(
     out = folder / "results" / "first"
     assert main([str(folder), "--out", str(out), *QUICK]) == 0
     printed = "\n".join(capfd.readouterr())
-    assert f"left out {long}.png: it is not a JPEG, PNG or WebP image\n" in printed
+    assert f"left out {long}.png: it is not an image of a supported format; please send" in printed
     assert (
         f"not used: {third.name}.txt (a caption is {third.stem}.txt), more/ (a folder), "
         "typo.txt (no image of that name)\n"

@@ -46,7 +46,7 @@ def openapi() -> dict[str, Any]:
             "title": "Style trainer: webhooks",
             "version": version(),
             "description": "The calls that a worker makes to the backend. The backend is not "
-            "idempotent: it notifies the artist of every final call (`complete` or `failed`). "
+            "idempotent: it notifies the artist of every `complete` and `failed` call. "
             "Before a worker repeats `complete`, it reads `GET /api/styles/<style_id>/` without "
             "a token: if `training_metric` has this task's `task_id` and `sha256`, the call "
             "has arrived. Every repetition carries the same `Idempotency-Key`.",
@@ -70,7 +70,7 @@ def openapi() -> dict[str, Any]:
                     "progress",
                     "Progress of a job",
                     "Every PROGRESS_EVERY seconds while training. A call that fails is dropped, "
-                    "because the next one has newer figures. None comes after a final call. "
+                    "because the next one has newer figures. None follows `complete` or `failed`. "
                     "`python -m entrypoints.worker --check` sends `{}` here, which names no "
                     "style, and expects 400: the backend sends it only after accepting token and "
                     "source header.",
@@ -78,10 +78,12 @@ def openapi() -> dict[str, Any]:
                 )
             },
             "/api/webhooks/training/complete": {
-                "post": _call("complete", "The style is ready", "A final call.", "CompleteBody")
+                "post": _call(
+                    "complete", "The style is ready", "The job's last call.", "CompleteBody"
+                )
             },
             "/api/webhooks/training/failed": {
-                "post": _call("failed", "The job has failed", "A final call.", "FailedBody")
+                "post": _call("failed", "The job has failed", "The job's last call.", "FailedBody")
             },
         },
         "components": {
@@ -111,7 +113,7 @@ def openapi() -> dict[str, Any]:
                     "name": "Idempotency-Key",
                     "in": "header",
                     "required": True,
-                    "description": "The same for every repetition of one final call: "
+                    "description": "The same for every repetition of one call: "
                     "`<task_id>:complete` or `<task_id>:failed`; of an invalid task "
                     "`invalid-<hash of the message>:failed`.",
                     "schema": {"type": "string"},
@@ -151,7 +153,7 @@ def _call(operation: str, summary: str, description: str, body: str) -> dict[str
 
 def _answers(*, final: bool) -> dict[str, str]:
     rejected, retried = (_NOT_REPEATED, _RETRIED) if final else (_DROPPED, _DROPPED)
-    honoured = " `Retry-After` is honoured." if final else ""
+    waits = " It waits at least as long as `Retry-After` says." if final else ""
     return {
         "200": "Accepted. With any other body the call counts as rejected.",
         "3XX": f"The worker follows no redirects, because they would get its token. {rejected}",
@@ -160,7 +162,7 @@ def _answers(*, final: bool) -> dict[str, str]:
         "403": f"`X-Request-Source` is missing or wrong. {rejected}",
         "404": f"The style is gone. {rejected}",
         "408": f"The request took too long. {retried}",
-        "429": f"Too many calls. {retried}{honoured}",
+        "429": f"Too many calls. {retried}{waits}",
         "5XX": f"The backend is down or misconfigured. {retried}",
     }
 

@@ -51,9 +51,9 @@ def reason(data: bytes) -> str:
         (b"\n<!DOCTYPE html><html>", f"it is a web page; {SEND_IT}"),
         (b"\xef\xbb\xbf<HTML>", f"it is a web page; {SEND_IT}"),
         (b"", "the file is empty"),
-        (b"hello", "it is not a JPEG, PNG or WebP image"),
-        (b"RIFF\x00\x00\x00\x00WAVEfmt ", "it is not a JPEG, PNG or WebP image"),
-        (b"\x00" * 300, "it is not a JPEG, PNG or WebP image"),
+        (b"hello", f"it is not an image of a supported format; {SAVE_AS}"),
+        (b"RIFF\x00\x00\x00\x00WAVEfmt ", f"it is not an image of a supported format; {SAVE_AS}"),
+        (b"\x00" * 300, f"it is not an image of a supported format; {SAVE_AS}"),
     ],
 )
 def test_another_file_is_refused_by_its_name(data: bytes, text: str) -> None:
