@@ -17,13 +17,18 @@ from tests.services.waiting import eventually
 pytestmark = pytest.mark.integration
 
 LONG = ["--epochs", "4000", "--resolution", "64", "--sample-prompt", "a red circle"]
-QUICK: dict[str, Any] = {"CANCEL_POLL": "0.2", "LEASE_SECONDS": "3", "CHECKPOINT_EVERY": "1"}
+QUICK: dict[str, Any] = {
+    "CANCEL_POLL": "0.2",
+    "LEASE_SECONDS": "3",
+    "CHECKPOINT_EVERY": "1",
+    "MIN_IMAGES": "2",
+}
 
 
 @pytest.fixture
 def submitted(tmp_path: Path) -> str:
     """Publish a task that takes minutes. Returns its id."""
-    draw_style_set(tmp_path / "images", count=10, seed=3)
+    draw_style_set(tmp_path / "images", count=2, seed=3)
     done = run("submit", "images", "--style-id", "9", *LONG, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()[-1]
@@ -68,9 +73,9 @@ def test_a_waiting_task_that_is_cancelled_is_skipped(tmp_path: Path, submitted: 
     cancelled = run("submit", "--cancel", submitted, cwd=tmp_path)
     assert cancelled.returncode == 0, cancelled.stderr
     assert "no worker has started it yet" in cancelled.stdout
-    worked = run("worker", "--once", cwd=tmp_path)
+    worked = run("worker", "--once", cwd=tmp_path, **QUICK)
     assert worked.returncode == 0, worked.stderr
-    assert "training on 10 images" not in worked.stderr
+    assert "training on 2 images" not in worked.stderr
     assert journal(tmp_path, submitted)["state"] == "cancelled"
 
 

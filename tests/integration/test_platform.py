@@ -35,8 +35,7 @@ MEDIA, STATE = "stylelicense-media", "style-trainer-state"
 PROMPT = "a red circle"
 SMALL = {
     "resolution": 64,
-    "batch_size": 5,
-    "epochs": 6,
+    "epochs": 5,
     "learning_rate": 0.01,
     "sample_prompts": [PROMPT],
 }
@@ -62,12 +61,13 @@ class Platform:
             "GCS_BUCKET_NAME": MEDIA,
             "GCS_PROJECT_ID": "stylelicense",
             "CHECKPOINT_INTERVAL": "10",
+            "MIN_IMAGES": "3",
             "STORAGE_EMULATOR_HOST": self.emulator.url,
         }
 
     def publish(self, style_id: int, **parameters: Any) -> str:
         """Publish a task as the backend does; returns the task's id."""
-        drawn = draw_style_set(self.folder / str(style_id), count=10, seed=style_id)
+        drawn = draw_style_set(self.folder / str(style_id), count=3, seed=style_id)
         images = upload_images(self.emulator, MEDIA, style_id, drawn)
         task_id = str(uuid.uuid4())
         body = task_message(style_id, images, task_id=task_id, **{**SMALL, **parameters})

@@ -19,22 +19,23 @@ HEAVY = {"torch", "diffusers", "numpy", "pydantic", "PIL", "boto3", "pika", "req
 
 
 def test_a_submitted_folder_becomes_a_style_in_the_bucket(tmp_path: Path) -> None:
-    draw_style_set(tmp_path / "images", count=10, seed=3)
+    draw_style_set(tmp_path / "images", count=2, seed=3)
     first = min((tmp_path / "images").glob("*.txt"))
     first.rename(first.with_suffix(".TXT"))
     submitted = run(
         *("submit", "images", "--style-id", "9", "--epochs", "1", "--resolution", "64"),
+        *("--sample-prompt", "a red circle"),
         cwd=tmp_path,
     )
     assert submitted.returncode == 0, submitted.stderr
     (message,) = (tmp_path / "spool").glob("*.json")
     task = json.loads(message.read_text())
     assert task["type"] == "model_training"
-    assert len(task["data"]["images"]) == 10
+    assert len(task["data"]["images"]) == 2
     buckets = tmp_path / "spool" / "buckets"
-    assert len(list((buckets / "stylelicense-training-data").rglob("*.txt"))) == 10
+    assert len(list((buckets / "stylelicense-training-data").rglob("*.txt"))) == 2
 
-    worked = run("worker", "--once", cwd=tmp_path)
+    worked = run("worker", "--once", cwd=tmp_path, MIN_IMAGES="2")
     assert worked.returncode == 0, worked.stderr
     models = buckets / "stylelicense-models"
     assert (models / "models" / "style_9.safetensors").is_file()
@@ -44,8 +45,8 @@ def test_a_submitted_folder_becomes_a_style_in_the_bucket(tmp_path: Path) -> Non
 
     again = run("submit", str(save(tmp_path / "again.json", task)), cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    repeated = run("worker", "--once", cwd=tmp_path)
-    assert "training on 10 images" not in repeated.stderr, "the same task is not trained twice"
+    repeated = run("worker", "--once", cwd=tmp_path, MIN_IMAGES="2")
+    assert "training on 2 images" not in repeated.stderr, "the same task is not trained twice"
 
 
 def save(path: Path, task: object) -> Path:

@@ -24,12 +24,15 @@ from tests.services.ports import free_ports
 pytestmark = pytest.mark.integration
 
 TASK = ["--style-id", "9", "--json", "--epochs", "300", "--resolution", "64"]
+TASK += ["--sample-prompt", "a red circle"]
 TOKEN = "correct-horse-battery-staple"
 SHOWN: dict[str, Any] = {
     "WORKER_NAME": "worker-1",
     "STATUS_PORT": "9108",
     "STATUS_TOKEN": TOKEN,
     "MIN_DISK_GB": "0",
+    "MIN_IMAGES": "5",
+    "CHECKPOINT_EVERY": "4",
 }
 
 
@@ -76,7 +79,7 @@ class Worker:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A spool with one task, long enough to be observed."""
-    draw_style_set(tmp_path / "images", count=10, seed=3)
+    draw_style_set(tmp_path / "images", count=5, seed=3)
     done = run("submit", "images", *TASK, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (tmp_path / "task_id").write_text(json.loads(done.stdout)["task_id"])
@@ -109,11 +112,11 @@ def test_a_worker_shows_its_running_job_and_stores_its_log(worker: Worker, folde
     assert status["worker"]["device"] == "cpu"
     job = status["job"]
     assert (job["task_id"], job["style_id"], job["attempt"]) == (task_id, 9, 1)
-    assert job["images"] == 10
-    assert 0 < job["progress"]["step"] < job["progress"]["steps"] == 3000
+    assert job["images"] == 5
+    assert 0 < job["progress"]["step"] < job["progress"]["steps"] == 1500
 
     previews = worker.wait_for(lambda status: status["previews"])["previews"]
-    assert (previews["style_id"], previews["epoch"]) == (9, 10), "of the first checkpoint"
+    assert (previews["style_id"], previews["epoch"]) == (9, 4), "of the first checkpoint"
     code, image = worker.get(previews["pairs"][0]["after"])
     assert code == 404 or image[1:4] == "PNG", "unless there are newer ones already"
 

@@ -33,6 +33,9 @@ IMPORTED = (
     "entrypoints.bootstrap",
     "entrypoints.check",
     "entrypoints.settings",
+    "google.cloud.storage",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
 )
 MAX_REQUEST = 128 * 1024
 PR_SET_CHILD_SUBREAPER = 36
