@@ -21,7 +21,7 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Results of a short run of the benchmark on the small base."""
     file = tmp_path_factory.mktemp("results") / "card.json"
     command = ["benchmarks.gpu", "--tiny", "--device", "cpu", "--json", str(file)]
-    command += ["--batches", "2", "--styles", "2", "--epochs", "1", "--seconds", "0.05"]
+    command += ["--batches", "1", "--styles", "2", "--epochs", "1", "--seconds", "0.05"]
     # The kernels' row includes all other optimizations.
     command += ["--rounds", "1", "--ways", "recipe", "kernels"]
     done = run_module(*command, cwd=ROOT, timeout=240)

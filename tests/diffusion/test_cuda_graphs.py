@@ -37,9 +37,9 @@ def recorded(base: BaseModel, recorder: Tape) -> DiffusionTrainer:
 def test_captured_steps_equal_eager_ones_bit_for_bit_also_after_a_resume(
     trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
-    """Three shapes: four squares as a pair or alone, and the fifth image in its own bucket."""
+    """Three shapes: three squares as a pair or alone, and an image in its own bucket."""
     recorder = Tape()
-    plan = plan_of(images, **EVERY_OPTION, lr_warmup_steps=3, epochs=4, batch_size=3)
+    plan = plan_of(images[1:], **EVERY_OPTION, lr_warmup_steps=3, epochs=4, batch_size=2)
     fast, wanted = recorded(base, recorder), run(trainer, plan)
     assert run(fast, plan) == wanted
     assert recorder.recorded == 3

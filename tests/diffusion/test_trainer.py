@@ -27,7 +27,7 @@ Images = tuple[TrainingImage, ...]
 
 @pytest.fixture(scope="module")
 def uninterrupted(base: BaseModel, images: Images) -> Outcome:
-    return run(DiffusionTrainer(base, decode, "cpu"), plan_of(images, **EVERY_OPTION))
+    return run(DiffusionTrainer(base, decode, "cpu"), plan_of(images[2:], **EVERY_OPTION))
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +39,11 @@ def without_options(base: BaseModel, images: Images) -> torch.Tensor:
         return weights_of(session).clone()
 
 
-@pytest.mark.parametrize("steps", [0, 5, 7])
+@pytest.mark.parametrize("steps", [0, 3, 4])
 def test_a_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
     trainer: DiffusionTrainer, images: Images, uninterrupted: Outcome, steps: int
 ) -> None:
-    plan = plan_of(images, **EVERY_OPTION)
+    plan = plan_of(images[2:], **EVERY_OPTION)
     torch.manual_seed(steps)
     first = run(trainer, plan, steps=steps)
     torch.manual_seed(99)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.deployment import FIRST_STYLE, Deployment, a_deployment
+from tests.faults.deployment import FIRST_STYLE, PARAMETERS, Deployment, a_deployment
 from tests.faults.pool import server_with_wall_clock
 from tests.services.broker import Broker
 from tests.services.commands import a_worker
@@ -19,7 +19,10 @@ pytestmark = pytest.mark.faults
 
 
 @pytest.fixture
-def deployment(restartable_broker: Broker, tmp_path: Path) -> Iterator[Deployment]:
+def deployment(
+    restartable_broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Deployment]:
+    monkeypatch.setitem(PARAMETERS, "validation_epochs", 0)
     with a_deployment(restartable_broker, tmp_path) as made:
         yield made
 
@@ -36,7 +39,7 @@ def test_a_job_continues_while_its_broker_is_killed_and_is_announced_once(
             cwd=tmp_path,
             stderr=stderr,
             server=server_with_wall_clock(),
-            **deployment.settings(),
+            **{**deployment.settings(), "PREVIEW_SHARE": "0"},
         ),
     ):
         eventually(lambda: deployment.backend.calls, within=120)  # progress: training has begun

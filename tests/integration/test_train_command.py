@@ -160,9 +160,10 @@ def test_an_invalid_name_or_thumbnail_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Image.new("1", (20_000, 20_000)).save("far_too_large.png")
-    whole = Path("far_too_large.png").read_bytes()
-    Path("cut.png").write_bytes(whole[:40])
+    if "far_too_large.png" in options:
+        Image.new("1", (20_000, 20_000)).save("far_too_large.png", compress_level=1)
+    Image.new("RGB", (300, 300)).save("whole.png")
+    Path("cut.png").write_bytes(Path("whole.png").read_bytes()[:40])
     assert main([str(images), "--out", str(tmp_path / "out"), *options, *QUICK]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

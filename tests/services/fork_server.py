@@ -23,10 +23,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
+from entrypoints.default_base import import_libraries
 from tests.services.child import ROOT
 
 IMPORTED = (
-    "adapters.diffusion.trainer",
     "adapters.rabbitmq.queue",
     "adapters.s3.store",
     "adapters.webhook.notifier",
@@ -128,6 +128,7 @@ def adopt_orphans(adopt: bool) -> None:
 
 def main() -> None:
     """Import, then fork for each request from standard input. Returns in each fork only."""
+    import_libraries()
     for name in IMPORTED:
         import_module(name)
     assert threading.active_count() == 1, "a fork would not have the other threads"
