@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from adapters.diffusion.backend import Backend
 from benchmarks.gpu.bench import MAX_WAIT, Bench
 from benchmarks.gpu.results import kept_rows
 from benchmarks.gpu.tables import NOTHING, device_tables, gpu_tables
-from tests.services.commands import ROOT, run_module
+from tests.services.commands import ROOT, environment
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,15 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     command += ["--batches", "1", "--styles", "2", "--epochs", "1", "--seconds", "0.05"]
     # The kernels' row includes all other optimizations.
     command += ["--rounds", "1", "--ways", "recipe", "kernels"]
-    done = run_module(*command, cwd=ROOT, timeout=240)
+    # A new process, not a fork: the recipe needs PEFT, which our commands do not import.
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 0, done.stderr
     results: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return results
