@@ -25,6 +25,8 @@ LONGEST_FIRST = (
     "diffusion/",
     "lora_files/",
     "assets/",
+    "deploy/",
+    "simulation/",
 )
 """Tests that take long must not start last, when the other processes have nothing left to do."""
 

@@ -84,7 +84,7 @@ def check(options: dict[str, Any]) -> None:
 SLOW = [HealthCheck.too_slow]
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=SLOW)
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=SLOW)
 @example({"learning_rate": 0.1, "alpha": 1000.0, "lr_scheduler": "constant"})
 @given(OPTIONS)
 def test_no_ready_style_is_worse_than_the_base(options: dict[str, Any]) -> None:

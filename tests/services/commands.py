@@ -35,25 +35,14 @@ def run(
     server: ForkServer | None = None,
     **settings: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m entrypoints.name`` until it ends."""
-    command = (f"entrypoints.{name}", *arguments)
-    return run_module(*command, cwd=cwd, timeout=timeout, server=server, **settings)
-
-
-def run_module(
-    *command: str,
-    cwd: Path,
-    timeout: float,
-    server: ForkServer | None = None,
-    **settings: str,
-) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m`` with this module and its arguments until it ends.
+    """Run ``python -m entrypoints.name`` until it ends.
 
     Args:
         timeout: seconds.
         server: forks the process; by default the shared server.
         settings: environment variables.
     """
+    command = (f"entrypoints.{name}", *arguments)
     pipe, env = subprocess.PIPE, environment(**settings)
     with Command(command, cwd=cwd, env=env, stdout=pipe, stderr=pipe, server=server) as process:
         try:

@@ -1,6 +1,6 @@
 """Starts our commands in processes that have already imported torch and other large libraries.
 
-Importing them takes ten seconds of processor time, which is most of a short command. One server
+Importing them takes seconds of processor time, which is most of a short command. One server
 imports them once and forks for each command. The fork has its own arguments, environment, working
 directory and streams, and is a child of the test's process.
 """
