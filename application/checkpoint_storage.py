@@ -8,7 +8,7 @@ from concurrent.futures import Executor, Future, wait
 from contextvars import copy_context
 
 from application.job_store import JobStore
-from application.journal import Entry
+from application.journal import JobRecord
 from application.lease import LeaseLost
 from application.ports import BlobDenied, TrainingSession, Unavailable
 from domain.results import CheckpointRef
@@ -26,10 +26,10 @@ class CheckpointStorage:
         executor: runs the uploads.
     """
 
-    def __init__(self, store: JobStore, entry: Entry, executor: Executor) -> None:
+    def __init__(self, store: JobStore, record: JobRecord, executor: Executor) -> None:
         self._store = store
         self._clock = store.clock
-        self._entry = entry
+        self._record = record
         self._executor = executor
         self._pending: tuple[int, Future[CheckpointRef]] | None = None
         """The epoch of the checkpoint that is being uploaded, and its location once it is."""
@@ -49,7 +49,7 @@ class CheckpointStorage:
         self.finish()
         began = self._clock.monotonic()
         taken = session.checkpoint()
-        task_id = self._entry.job.task_id
+        task_id = self._record.job.task_id
         style = session.weights() if with_style else None
 
         def store() -> CheckpointRef:
@@ -88,8 +88,8 @@ class CheckpointStorage:
         self._pending = None
         try:
             checkpoint = upload.result()
-            record = self._entry.apply_unsaved if at_the_end else self._entry.apply
-            record(self._entry.job.save_checkpoint(checkpoint))
+            apply = self._record.apply_unsaved if at_the_end else self._record.apply
+            apply(self._record.job.save_checkpoint(checkpoint))
         except Unavailable as error:
             log.warning("could not store the checkpoint of epoch %d: %s", epoch, error)
         return True

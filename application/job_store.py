@@ -15,7 +15,7 @@ from typing import Any
 
 from application.event_bus import EventSink, LeaseWritten
 from application.fenced_blob import MAX_RECORD_BYTES, FencedBlob, RecordDamaged, read_json
-from application.journal import Entry, read_record
+from application.journal import JobRecord, read_record
 from application.lease import Lease, LeaseTerms, lease_owner
 from application.ports import (
     REPORT_PAGE,
@@ -86,16 +86,16 @@ class JobStore:
 
     # --- record and lease
 
-    def open(self, fresh: TrainingJob) -> Entry:
+    def open(self, fresh: TrainingJob) -> JobRecord:
         """Open the job's record for writing; if none exists, start from ``fresh``.
 
         Raises:
             RecordNewer, RecordDamaged: the record cannot be used.
         """
         blob = FencedBlob(self.blobs, self.keys.job(fresh.task_id, JOURNAL))
-        entry = Entry(blob, self.worker, self.events, fresh, self.clock)
-        entry.load()
-        return entry
+        record = JobRecord(blob, self.worker, self.events, fresh, self.clock)
+        record.load()
+        return record
 
     def check_weights(self, job: TrainingJob) -> None:
         """Check the recorded location of the weights before the backend is notified of it.
@@ -107,7 +107,7 @@ class JobStore:
             reason = ValueError(f"weights at {job.artifact.location}")
             raise RecordDamaged(self.keys.job(job.task_id, JOURNAL), reason)
 
-    def claim(self, task: TrainingTask, job: TrainingJob) -> None:
+    def record_request(self, task: TrainingTask, job: TrainingJob) -> None:
         """Record the request under its task id, or compare it with the recorded one.
 
         If two messages with one id arrive at the same time, the first write is the valid one.

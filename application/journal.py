@@ -42,7 +42,7 @@ class RecordNewer(UserError):
         )
 
 
-class Entry:
+class JobRecord:
     """One job's record, open for writing by one worker, and the times of the job's parts."""
 
     def __init__(

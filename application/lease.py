@@ -144,7 +144,7 @@ class Lease:
         except Superseded as error:
             raise LeaseLost(str(error)) from None
 
-    def extend(self, stop: StopSignal) -> None:
+    def renew_if_due(self, stop: StopSignal) -> None:
         """Renew the lease, unless it was renewed a moment ago.
 
         Raises:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from application.journal import Entry
+from application.journal import JobRecord
 from application.lease import Lease
 from application.ports import Clock, Notifier, NotifierRefused, NotifierUnavailable
 from application.retry import backoff, retry, sleep
@@ -44,7 +44,7 @@ class OutcomeNotifier:
     max_pause: float = 15.0
     """Longest pause in seconds. After a longer ``Retry-After`` the message is retried later."""
 
-    def __call__(self, entry: Entry, lease: Lease, stop: StopSignal) -> Settlement:
+    def __call__(self, record: JobRecord, lease: Lease, stop: StopSignal) -> Settlement:
         """Make the call, and record the result.
 
         The job's record is written before each try and after the last. These writes are
@@ -60,34 +60,36 @@ class OutcomeNotifier:
             LeaseLost: another worker has the job.
         """
         # A late progress call would make a finished style look unfinished.
-        sleep(entry.progress_in_flight_until - self.clock.monotonic(), self.clock, stop)
+        sleep(record.progress_in_flight_until - self.clock.monotonic(), self.clock, stop)
         failures = 0
         while True:
             if self._too_late(stop):
                 return Requeue()
-            lease.extend(stop)
-            if entry.job.announcements:
-                if self._has_arrived(entry.job):
-                    log.info("the outcome webhook for style %d has arrived", entry.job.style_id)
+            lease.renew_if_due(stop)
+            if record.job.announcements:
+                if self._has_arrived(record.job):
+                    log.info("the outcome webhook for style %d has arrived", record.job.style_id)
                     break
                 if self._too_late(stop):
                     return Requeue()
-            entry.apply(entry.job.begin_announcement())
+            record.apply(record.job.begin_announcement())
             if not lease.is_valid:
                 # This process was suspended: another worker may have taken over and called.
                 continue
             try:
-                self._call(entry.job)
+                self._call(record.job)
             except NotifierRefused as error:
                 return DeadLetter(f"the backend rejects the outcome: {error}")
             except NotifierUnavailable as error:
                 failures += 1
-                self._pause(failures, error, entry.job, stop)
+                self._pause(failures, error, record.job, stop)
             else:
                 break
         # If this is not recorded, the next attempt repeats the call. So retry without a limit and
         # ignore ``stop``: SHUTDOWN_TIMEOUT ends the process anyway.
-        retry(lambda: entry.apply(entry.job.finish()), self.clock, StopSignal(), timeout=math.inf)
+        retry(
+            lambda: record.apply(record.job.finish()), self.clock, StopSignal(), timeout=math.inf
+        )
         return Ack()
 
     def _too_late(self, stop: StopSignal) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from application.fenced_blob import RecordDamaged
 from application.job_store import JobStore, TaskDiffers
-from application.journal import Entry, RecordNewer
+from application.journal import JobRecord, RecordNewer
 from application.lease import Lease, LeaseHeld, LeaseLost
 from application.notify_outcome import OutcomeNotifier
 from application.ports import BlobDenied, Unavailable
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class HeldJob:
     """A job whose lease this worker holds."""
 
-    entry: Entry
+    record: JobRecord
     lease: Lease
     stop: StopSignal
     """Set if the worker stops, the job is cancelled or the lease is lost."""
@@ -34,7 +34,7 @@ class HeldJob:
 
 
 def process_job(
-    entry: Entry,
+    record: JobRecord,
     decide: Callable[[HeldJob], Settlement | None],
     store: JobStore,
     notify_outcome: OutcomeNotifier,
@@ -55,22 +55,22 @@ def process_job(
         LeaseHeld, LeaseLost: another worker has the job.
         Stopped, Unavailable, BlobDenied, RecordNewer, RecordDamaged: as the calls made.
     """
-    lease = store.lease(entry.job.task_id)
-    if entry.job.is_terminal:
-        log.info("task %s: nothing to do, the job is %s", entry.job.task_id, entry.job.state)
+    lease = store.lease(record.job.task_id)
+    if record.job.is_terminal:
+        log.info("task %s: nothing to do, the job is %s", record.job.task_id, record.job.state)
         lease.delete()  # a crashed worker may have left it
         return None
     job_stop = StopSignal(stop)
-    with lease.hold(job_stop, is_finished=lambda: entry.job.is_terminal):
-        entry.load()
-        store.check_weights(entry.job)
-        if entry.job.state in UNDECIDED:
-            settlement = decide(HeldJob(entry, lease, job_stop, stop))
+    with lease.hold(job_stop, is_finished=lambda: record.job.is_terminal):
+        record.load()
+        store.check_weights(record.job)
+        if record.job.state in UNDECIDED:
+            settlement = decide(HeldJob(record, lease, job_stop, stop))
             if settlement is not None:
                 return settlement
-        if not entry.job.is_terminal:
-            settlement = notify_outcome(entry, lease, stop)
-            if not entry.job.is_terminal:
+        if not record.job.is_terminal:
+            settlement = notify_outcome(record, lease, stop)
+            if not record.job.is_terminal:
                 return settlement
     return None
 

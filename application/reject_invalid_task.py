@@ -55,13 +55,13 @@ class RejectInvalidTask:
         failure = Failure(FailureCode.INVALID_TASK, _artist_message(error))
 
         def decide(held: HeldJob) -> None:
-            held.entry.apply(held.entry.job.fail(failure))
+            held.record.apply(held.record.job.fail(failure))
 
         try:
             if error.task_id is not None and self.store.read_job(error.task_id) is not None:
                 return refused  # the job of that task notifies the backend itself
-            entry = self.store.open(fresh)
-            settlement = process_job(entry, decide, self.store, self.notify_outcome, stop)
+            record = self.store.open(fresh)
+            settlement = process_job(record, decide, self.store, self.notify_outcome, stop)
         except BlobDenied as denied:
             return DeadLetter(f"{error}; and the backend could not be notified: {denied}", details)
         except Exception as broken_off:

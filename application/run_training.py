@@ -10,7 +10,7 @@ from functools import partial
 
 from application.fetch_images import ImagesDenied
 from application.job_store import JobStore
-from application.journal import Entry
+from application.journal import JobRecord
 from application.lease import LeaseLost
 from application.notify_outcome import OutcomeNotifier
 from application.plan_training import TrainingPlanner
@@ -68,14 +68,14 @@ class RunTraining:
             retries: number of earlier retries of the message.
         """
         try:
-            entry = self.store.open(TrainingJob(task_id=task.task_id, style_id=task.style_id))
-            self.store.claim(task, entry.job)
+            record = self.store.open(TrainingJob(task_id=task.task_id, style_id=task.style_id))
+            self.store.record_request(task, record.job)
             decide = partial(self._decide, task)
-            settlement = process_job(entry, decide, self.store, self.notify_outcome, stop)
+            settlement = process_job(record, decide, self.store, self.notify_outcome, stop)
             if settlement is None:
-                settlement = self._write_missing_report(task, entry, stop)
+                settlement = self._write_missing_report(task, record, stop)
             if isinstance(settlement, Ack):
-                self.store.prune(entry.job, self.config.keep_checkpoints)
+                self.store.prune(record.job, self.config.keep_checkpoints)
             return settlement
         except Exception as error:
             about = f"task {task.task_id}"
@@ -83,30 +83,30 @@ class RunTraining:
 
     def _decide(self, task: TrainingTask, held: HeldJob) -> Settlement | None:
         """Train the job and notify the backend, decide that it failed, or interrupt it."""
-        entry = held.entry
-        if entry.job.state in ACTIVE:
-            is_failure = not entry.job.waits
-            entry.apply(entry.job.interrupt("its worker was lost", is_failure=is_failure))
+        record = held.record
+        if record.job.state in ACTIVE:
+            is_failure = not record.job.waits
+            record.apply(record.job.interrupt("its worker was lost", is_failure=is_failure))
         try:
             return self._train(task, held)
         except TrainingFailed as error:
             if error.failure.retryable:
-                entry.apply(entry.job.interrupt(error.failure.message, is_failure=True))
-                return RetryLater(backoff(entry.job.failures), str(error))
-            entry.apply(entry.job.fail(error.failure))
+                record.apply(record.job.interrupt(error.failure.message, is_failure=True))
+                return RetryLater(backoff(record.job.failures), str(error))
+            record.apply(record.job.fail(error.failure))
         except Stopped as stopped:
             if stopped.reason is StopReason.LEASE_LOST:
                 raise LeaseLost("another worker has taken the job over") from None
             if stopped.reason is StopReason.SHUTDOWN:
-                entry.apply(entry.job.interrupt("its worker shut down", is_failure=False))
+                record.apply(record.job.interrupt("its worker shut down", is_failure=False))
                 return Requeue()
             if stopped.reason is StopReason.STYLE_GONE:
                 reason = f"style {task.style_id} is gone: the backend returns 404 for its progress"
-                self._interrupt(entry, reason, is_failure=False)
+                self._interrupt(record, reason, is_failure=False)
                 return DeadLetter(f"{reason}; replay the message if the style exists again")
-            entry.apply(entry.job.fail(CANCELLED))
+            record.apply(record.job.fail(CANCELLED))
         except (Unavailable, BlobDenied) as error:
-            self._interrupt(entry, str(error), is_failure=False)
+            self._interrupt(record, str(error), is_failure=False)
             if isinstance(error, ImagesDenied):
                 return DeadLetter(str(error))
             raise
@@ -115,46 +115,46 @@ class RunTraining:
         except TrainerBroken as error:
             # This worker must end even if recording the interruption fails.
             with suppress(BlobDenied, LeaseLost):
-                self._interrupt(entry, str(error), is_failure=True)
-            return RetryLater(backoff(entry.job.failures), str(error), device_broken=True)
+                self._interrupt(record, str(error), is_failure=True)
+            return RetryLater(backoff(record.job.failures), str(error), device_broken=True)
         except Exception as error:
             log.exception("task %s: unexpected error, the job is interrupted", task.task_id)
             reason = f"{type(error).__name__}: {error}"
-            self._interrupt(entry, reason, is_failure=True)
-            return RetryLater(backoff(entry.job.failures), reason, unexpected=True)
+            self._interrupt(record, reason, is_failure=True)
+            return RetryLater(backoff(record.job.failures), reason, unexpected=True)
         return None
 
     def _train(self, task: TrainingTask, held: HeldJob) -> Settlement:
         """Fetch and caption the images, train, store the weights, notify the backend, and write
         the report.
         """
-        entry, stop = held.entry, held.stop
-        self._fail_fast(entry.job)
-        entry.apply(entry.job.start())
-        with entry.time("fetch"):
-            plan, images = self.plan(task, entry.job.parameters, self.trainer, stop)
-        entry.publish_times()
-        alone = entry.job.failures >= self.config.max_shared_failures
+        record, stop = held.record, held.stop
+        self._fail_fast(record.job)
+        record.apply(record.job.start())
+        with record.time("fetch"):
+            plan, images = self.plan(task, record.job.parameters, self.trainer, stop)
+        record.publish_times()
+        alone = record.job.failures >= self.config.max_shared_failures
         batch_key = None if alone else self.trainer.batch_key(plan.parameters)
         with (
-            self.slots.hold(batch_key, stop, lambda: entry.apply(entry.job.await_slot())),
+            self.slots.hold(batch_key, stop, lambda: record.apply(record.job.await_slot())),
             self._trained(plan, held) as session,
         ):
             # Each call is retried while the store is unavailable: training again would cost more.
             clock = self.store.clock
-            metric = self._load_best_weights(session, entry.job, stop)
-            retry(partial(entry.apply, entry.job.finish_training(metric)), clock, stop)
-            held.lease.extend(stop)
+            metric = self._load_best_weights(session, record.job, stop)
+            retry(partial(record.apply, record.job.finish_training(metric)), clock, stop)
+            held.lease.renew_if_due(stop)
             weights = session.weights()
             peft = self.trainer.peft_files(weights) if self.config.weights_in_folder else {}
-            put = partial(self.store.put_weights, entry.job, weights, peft)
+            put = partial(self.store.put_weights, record.job, weights, peft)
             artifact = retry(put, clock, stop)
-            retry(partial(entry.apply, entry.job.store(artifact)), clock, stop)
-            settlement = self.notify_outcome(entry, held.lease, held.worker_stop)
-            if entry.job.is_terminal and stop.reason is None:
+            retry(partial(record.apply, record.job.store(artifact)), clock, stop)
+            settlement = self.notify_outcome(record, held.lease, held.worker_stop)
+            if record.job.is_terminal and stop.reason is None:
                 # After the notification, so that the artist does not wait; the previews need the
                 # open session.
-                self.write_report(session, task, images, entry, self.trainer.base, stop)
+                self.write_report(session, task, images, record, self.trainer.base, stop)
             return settlement
 
     @contextmanager
@@ -167,18 +167,18 @@ class RunTraining:
         Raises:
             TrainingFailed: STYLE_NOT_LEARNED.
         """
-        entry = held.entry
-        with self._session(plan, entry) as session:
-            self.loop.run(session, entry, held.lease, held.stop)
+        record = held.record
+        with self._session(plan, record) as session:
+            self.loop.run(session, record, held.lease, held.stop)
             history, baseline = session.history, session.baseline
             if epochs_to_deliver(history, baseline, plan.parameters.deliver):
                 yield session
                 return
-        if entry.job.second_try or not has_diverged(history, baseline):
+        if record.job.second_try or not has_diverged(history, baseline):
             raise TrainingFailed(NOT_LEARNED)
         plan = replace(plan, parameters=with_lower_learning_rate(plan.parameters))
-        entry.apply(entry.job.try_again(plan.parameters))
-        self.store.delete_previews(entry.job.task_id)
+        record.apply(record.job.try_again(plan.parameters))
+        self.store.delete_previews(record.job.task_id)
         with self._trained(plan, held) as session:
             yield session
 
@@ -196,26 +196,26 @@ class RunTraining:
         assert job.parameters is not None  # set when training began
         history, baseline = session.history, session.baseline
         last = history[-1]
-        for record in epochs_to_deliver(history, baseline, job.parameters.deliver):
-            if record != last:
-                step = record.epoch * session.total_steps // last.epoch
-                at = self.store.keys.checkpoint(job.task_id, record.epoch, step)
+        for chosen in epochs_to_deliver(history, baseline, job.parameters.deliver):
+            if chosen != last:
+                step = chosen.epoch * session.total_steps // last.epoch
+                at = self.store.keys.checkpoint(job.task_id, chosen.epoch, step)
                 try:
                     get = partial(self.store.get_checkpoint, at)
                     session.restore(retry(get, self.store.clock, stop))
                 except (BlobMissing, BlobTooLarge, CheckpointRejected) as error:
                     log.warning(
-                        "the weights of epoch %d cannot be delivered: %s", record.epoch, error
+                        "the weights of epoch %d cannot be delivered: %s", chosen.epoch, error
                     )
                     continue
-            return metric_of(history, baseline, session.total_steps, record)
+            return metric_of(history, baseline, session.total_steps, chosen)
         raise TrainingFailed(NOT_LEARNED)
 
     def _write_missing_report(
-        self, task: TrainingTask, entry: Entry, stop: StopSignal
+        self, task: TrainingTask, record: JobRecord, stop: StopSignal
     ) -> Settlement:
         """Write the report of a completed job whose worker died before writing it."""
-        job = entry.job
+        job = record.job
         if job.state is not JobState.COMPLETED or job.checkpoint is None:
             return Ack()
         try:
@@ -228,7 +228,7 @@ class RunTraining:
             ):
                 if session.finished:
                     self._load_best_weights(session, job, stop)
-                    self.write_report(session, task, images, entry, self.trainer.base, stop)
+                    self.write_report(session, task, images, record, self.trainer.base, stop)
         except Stopped:
             return Requeue()
         except TrainerBroken as error:
@@ -248,22 +248,22 @@ class RunTraining:
             raise TrainingFailed(Failure(FailureCode.TRAINING_FAILED, message))
 
     @contextmanager
-    def _session(self, plan: TrainingPlan, entry: Entry) -> Iterator[TrainingSession]:
+    def _session(self, plan: TrainingPlan, record: JobRecord) -> Iterator[TrainingSession]:
         """Open a session, resumed from the job's checkpoint if that is usable."""
-        entry.apply(entry.job.begin_training(plan.parameters, len(plan.images)))
+        record.apply(record.job.begin_training(plan.parameters, len(plan.images)))
         with ExitStack() as stack:
-            with entry.time("encode"):
+            with record.time("encode"):
                 try:
-                    opened = self.trainer.open(plan, self._checkpoint(entry.job))
+                    opened = self.trainer.open(plan, self._checkpoint(record.job))
                     session = stack.enter_context(opened)
                 except UserError as error:
                     failure = Failure(FailureCode.INVALID_TASK, str(error))
                     raise TrainingFailed(failure) from error
                 except (CheckpointRejected, BlobMissing, BlobTooLarge) as error:
                     log.warning("training starts over, the checkpoint cannot be used: %s", error)
-                    entry.apply(entry.job.discard_checkpoint())
+                    record.apply(record.job.discard_checkpoint())
                     session = stack.enter_context(self.trainer.open(plan, None))
-            entry.publish_times()
+            record.publish_times()
             yield session
 
     def _checkpoint(self, job: TrainingJob) -> bytes | None:
@@ -271,10 +271,10 @@ class RunTraining:
             None if job.checkpoint is None else self.store.get_checkpoint(job.checkpoint.location)
         )
 
-    def _interrupt(self, entry: Entry, reason: str, *, is_failure: bool) -> None:
-        if entry.job.state not in ACTIVE:
+    def _interrupt(self, record: JobRecord, reason: str, *, is_failure: bool) -> None:
+        if record.job.state not in ACTIVE:
             return
         try:
-            entry.apply(entry.job.interrupt(reason, is_failure=is_failure))
+            record.apply(record.job.interrupt(reason, is_failure=is_failure))
         except Unavailable as error:
             log.warning("could not record the interruption; the job still looks active: %s", error)

@@ -8,7 +8,7 @@ from functools import partial
 
 from application.checkpoint_previews import draw_previews
 from application.job_store import JobStore
-from application.journal import Entry
+from application.journal import JobRecord
 from application.ports import Reporter, TrainerBroken, TrainingSession, Unavailable
 from application.retry import retry
 from application.stop_signal import Stopped, StopSignal
@@ -36,7 +36,7 @@ class ReportWriter:
         session: TrainingSession,
         task: TrainingTask,
         images: ImageSet,
-        entry: Entry,
+        record: JobRecord,
         base: BaseFacts,
         stop: StopSignal,
     ) -> None:
@@ -44,7 +44,7 @@ class ReportWriter:
         style is finished.
 
         Args:
-            entry: the record of the job.
+            record: the record of the job.
             base: the base model of the run.
             stop: cancels the report between two denoising steps of its previews, and while the
                 store is unavailable.
@@ -52,7 +52,7 @@ class ReportWriter:
         Raises:
             TrainerBroken: raised by the session.
         """
-        job, clock = entry.job, self.store.clock
+        job, clock = record.job, self.store.clock
         ended = clock.monotonic()
         assert job.parameters is not None  # recorded when training began
         assert job.metric is not None  # recorded when training finished
@@ -82,7 +82,7 @@ class ReportWriter:
                 scores=dict(sorted(scores.items())),
                 artifact=job.artifact,
                 metric=job.metric,
-                seconds=ended - entry.opened_at,
+                seconds=ended - record.opened_at,
                 attempt=job.attempt,
                 peak_memory=session.peak_memory,
             )

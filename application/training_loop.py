@@ -11,7 +11,7 @@ from functools import partial
 from application.checkpoint_previews import CheckpointPreviews
 from application.checkpoint_storage import CheckpointStorage
 from application.job_store import JobStore
-from application.journal import Entry
+from application.journal import JobRecord
 from application.lease import Lease
 from application.ports import Notifier, NotifierRefused, StyleGone, TrainingSession, Unavailable
 from application.stop_signal import StopReason, StopSignal
@@ -38,7 +38,9 @@ class TrainingLoop:
     uploads: Executor
     """Uploads checkpoints while training continues."""
 
-    def run(self, session: TrainingSession, entry: Entry, lease: Lease, stop: StopSignal) -> None:
+    def run(
+        self, session: TrainingSession, record: JobRecord, lease: Lease, stop: StopSignal
+    ) -> None:
         """Run the remaining steps.
 
         Args:
@@ -51,12 +53,12 @@ class TrainingLoop:
         """
 
         def poll_cancellation() -> None:
-            if self.store.cancellation_requested(entry.job.task_id):
+            if self.store.cancellation_requested(record.job.task_id):
                 stop.request(StopReason.CANCELLED)
 
         meter = Speedometer()
-        send_progress = partial(self._send_progress, entry, lease, meter, stop)
-        storage = CheckpointStorage(self.store, entry, self.uploads)
+        send_progress = partial(self._send_progress, record, lease, meter, stop)
+        storage = CheckpointStorage(self.store, record, self.uploads)
         previews = CheckpointPreviews(self.store, self.config)
         with (
             self.store.clock.every(self.config.progress_every, send_progress),
@@ -65,41 +67,41 @@ class TrainingLoop:
             try:
                 while not session.finished:
                     if stop.reason is StopReason.SHUTDOWN:
-                        self._save_before_exit(session, entry, storage, stop)
+                        self._save_before_exit(session, record, storage, stop)
                     stop.check()
-                    step = self._step(session, entry, meter)
+                    step = self._step(session, record, meter)
                     due = step.epoch_finished and step.epoch % self.config.checkpoint_every == 0
-                    with entry.time("checkpoints"):
+                    with record.time("checkpoints"):
                         storage.finish(timeout=0.0)
                         if due or session.finished:
                             storage.begin(session, with_style=True)
                     wanted = due and not session.finished and stop.reason is None
                     if wanted and previews.affordable():
-                        with entry.time("checkpoints"):
+                        with record.time("checkpoints"):
                             storage.finish()  # record it first: drawing is slow and may crash
-                        with entry.time("previews"):
-                            previews.draw(session, entry.job, step.epoch, stop)
+                        with record.time("previews"):
+                            previews.draw(session, record.job, step.epoch, stop)
             except Exception:
                 if stop.reason is not StopReason.LEASE_LOST:
                     may_wait = math.isinf(stop.deadline)  # a deadline leaves no time
                     storage.try_to_finish(timeout=math.inf if may_wait else 0.0)
                 raise
-            with entry.time("checkpoints"):
+            with record.time("checkpoints"):
                 storage.finish(at_the_end=True)
-            entry.publish_times()
+            record.publish_times()
 
-    def _step(self, session: TrainingSession, entry: Entry, meter: Speedometer) -> StepReport:
+    def _step(self, session: TrainingSession, record: JobRecord, meter: Speedometer) -> StepReport:
         """Run one step, and publish the progress."""
-        first = "first step" not in entry.seconds
+        first = "first step" not in record.seconds
         began = self.store.clock.monotonic()
         step = session.advance()
         ended = self.store.clock.monotonic()
         history = session.history
         measured = step.epoch_finished and history[-1].evaluation_loss is not None
         part = "first step" if first else "measurements" if measured else "steps"
-        entry.add_time(part, ended - began)
+        record.add_time(part, ended - began)
         meter.observe(step.step, ended)
-        job = entry.job
+        job = record.job
         assert job.parameters is not None  # set when training began
         progress = Progress(
             current_epoch=step.epoch,
@@ -111,35 +113,35 @@ class TrainingLoop:
             measured_loss=last_measured_loss(history),
             base_loss=session.baseline.measured_loss if session.baseline else None,
         )
-        entry.apply_unsaved(job.advance(progress, epoch_finished=step.epoch_finished))
+        record.apply_unsaved(job.advance(progress, epoch_finished=step.epoch_finished))
         return step
 
     def _send_progress(
-        self, entry: Entry, lease: Lease, meter: Speedometer, stop: StopSignal
+        self, record: JobRecord, lease: Lease, meter: Speedometer, stop: StopSignal
     ) -> None:
         """Report the progress to the backend, once a speed is measured. Errors are logged."""
-        progress, speed = entry.job.progress, meter.steps_per_second
+        progress, speed = record.job.progress, meter.steps_per_second
         if progress is None or speed is None:
             return
         if not lease.is_valid:
             return  # another worker may have the job and have sent its outcome
         try:
-            self.notifier.progress(entry.job.style_id, replace(progress, steps_per_second=speed))
-            entry.style_gone_calls = 0
+            self.notifier.progress(record.job.style_id, replace(progress, steps_per_second=speed))
+            record.style_gone_calls = 0
         except (Unavailable, NotifierRefused) as error:
             is_gone = isinstance(error, StyleGone)
-            entry.style_gone_calls = entry.style_gone_calls + 1 if is_gone else 0
-            if entry.style_gone_calls == MAX_STYLE_GONE:
+            record.style_gone_calls = record.style_gone_calls + 1 if is_gone else 0
+            if record.style_gone_calls == MAX_STYLE_GONE:
                 stop.request(StopReason.STYLE_GONE)
             if isinstance(error, Unavailable):  # a rejected call is no longer in flight
                 until = self.store.clock.monotonic() + self.config.in_flight_seconds
-                entry.progress_in_flight_until = until
+                record.progress_in_flight_until = until
             log.warning("progress call failed and is not retried: %s", error)
 
     def _save_before_exit(
         self,
         session: TrainingSession,
-        entry: Entry,
+        record: JobRecord,
         storage: CheckpointStorage,
         stop: StopSignal,
     ) -> None:
@@ -151,7 +153,7 @@ class TrainingLoop:
                 left / 2,
             )
             return
-        job = entry.job
+        job = record.job
         if job.checkpoint and job.progress and job.checkpoint.step >= job.progress.current_step:
             return  # no step since the last checkpoint
         left = stop.deadline - self.store.clock.monotonic()

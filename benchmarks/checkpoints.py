@@ -95,7 +95,7 @@ def seconds_of(
     folder: Path,
     uploads: Executor,
 ) -> float:
-    """Seconds from the job's first step to the journal entry of its last checkpoint."""
+    """Seconds from the job's first step to the journal record of its last checkpoint."""
     blobs = Late({"models": folder})
     blobs.seconds = options.latency
     saved: list[WorkerEvent] = []
@@ -108,13 +108,13 @@ def seconds_of(
         events=saved.append,
         worker="worker",
     )
-    entry = store.open(job)
-    entry.apply_unsaved(entry.job.start())
-    entry.apply_unsaved(entry.job.begin_training(plan.parameters, len(plan.images)))
+    record = store.open(job)
+    record.apply_unsaved(record.job.start())
+    record.apply_unsaved(record.job.begin_training(plan.parameters, len(plan.images)))
     loop = TrainingLoop(store=store, notifier=MemoryNotifier(), config=config, uploads=uploads)
     with trainer.open(plan, None) as session:
         started = time.perf_counter()
-        loop.run(session, entry, store.lease(job.task_id), StopSignal())
+        loop.run(session, record, store.lease(job.task_id), StopSignal())
         seconds = time.perf_counter() - started
     stored = sum(isinstance(event, CheckpointSaved) for event in saved)
     assert stored == checkpoints(options)

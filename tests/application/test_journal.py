@@ -157,8 +157,8 @@ def test_two_records_of_the_same_job_differ() -> None:
     records = set()
     fresh = TrainingJob(task_id="task-1", style_id=7)
     for _ in range(2):
-        entry = store(blobs).open(fresh)
+        record = store(blobs).open(fresh)
         for _ in range(2):
-            entry.apply(fresh.start())
+            record.apply(fresh.start())
             records.add(blobs.get(at).data)
     assert len(records) == 4

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from application.journal import Entry
+from application.journal import JobRecord
 from application.lease import LeaseLost
 from application.notify_outcome import MAX_CALL_SECONDS, OutcomeNotifier
 from application.ports import BlobUnavailable, NotifierRefused, NotifierUnavailable
@@ -40,30 +40,30 @@ def away(retry_after: float | None = None) -> NotifierUnavailable:
     return NotifierUnavailable("502", retry_after=retry_after)
 
 
-def opened(world: World) -> Entry:
+def opened(world: World) -> JobRecord:
     return world.store(worker="worker").open(TrainingJob(task_id=TASK_ID, style_id=7))
 
 
-def failing(world: World) -> Entry:
-    entry = opened(world)
-    entry.apply(entry.job.fail(Failure(FailureCode.GPU_OOM, "The card is too small.")))
-    return entry
+def failing(world: World) -> JobRecord:
+    record = opened(world)
+    record.apply(record.job.fail(Failure(FailureCode.GPU_OOM, "The card is too small.")))
+    return record
 
 
 def announce(
     world: World,
     backend: ScriptedNotifier,
     *,
-    entry: Entry | None = None,
+    record: JobRecord | None = None,
     stop: StopSignal | None = None,
-    extend: Callable[[], None] = lambda: None,
+    renew: Callable[[], None] = lambda: None,
     is_valid: bool = True,
     **options: Any,
 ) -> Any:
     named: dict[str, Any] = {"notifier": backend, "random": lambda: 1.0, **options}
     notify_outcome = OutcomeNotifier(clock=world.clock, **named)
-    lease: Any = SimpleNamespace(extend=lambda _stop: extend(), is_valid=is_valid)
-    return notify_outcome(entry or failing(world), lease, stop or StopSignal())
+    lease: Any = SimpleNamespace(renew_if_due=lambda _stop: renew(), is_valid=is_valid)
+    return notify_outcome(record or failing(world), lease, stop or StopSignal())
 
 
 def test_attempts_are_counted_and_delays_double_up_to_the_maximum(world: World) -> None:
@@ -113,7 +113,7 @@ def test_a_lost_workers_call_is_looked_up_before_it_is_repeated(
     lost = failing(world)
     lost.apply(lost.job.begin_announcement())
     backend = ScriptedNotifier(arrived=True)
-    assert announce(world, backend, entry=opened(world)) == Ack()
+    assert announce(world, backend, record=opened(world)) == Ack()
     assert backend.tasks == []
     assert world.job().state is JobState.FAILED
 
@@ -134,7 +134,7 @@ def test_a_refusal_is_not_repeated(world: World) -> None:
 def test_the_lease_is_renewed_before_every_attempt(world: World) -> None:
     held: list[int] = []
     backend = ScriptedNotifier(away(), away())
-    announce(world, backend, extend=lambda: held.append(len(backend.tasks)))
+    announce(world, backend, renew=lambda: held.append(len(backend.tasks)))
     assert held == [0, 1, 2]
 
 
@@ -145,13 +145,13 @@ def test_without_a_certain_lease_no_call_is_made(world: World, error: Exception)
 
     backend = ScriptedNotifier()
     with pytest.raises(type(error)):
-        announce(world, backend, extend=unsure)
+        announce(world, backend, renew=unsure)
     assert backend.tasks == []
 
 
 def test_a_worker_overtaken_between_attempts_makes_no_further_call(world: World) -> None:
     """The new owner of the job has already called the backend."""
-    entry, backend = failing(world), ScriptedNotifier(away(), None)
+    record, backend = failing(world), ScriptedNotifier(away(), None)
 
     def overtake() -> None:
         if backend.tasks:
@@ -160,7 +160,7 @@ def test_a_worker_overtaken_between_attempts_makes_no_further_call(world: World)
             other.apply(other.job.finish())
 
     with pytest.raises(LeaseLost):
-        announce(world, backend, entry=entry, extend=overtake)
+        announce(world, backend, record=record, renew=overtake)
     assert len(backend.tasks) == 1
 
 
@@ -169,14 +169,14 @@ def test_a_pause_while_recording_the_intent_rechecks_the_lease(
 ) -> None:
     asked: list[str] = []
 
-    def extend() -> None:
+    def renew() -> None:
         asked.append("renewed")
         if len(asked) > 1:
             raise LeaseLost("another worker has renewed it")
 
     backend = ScriptedNotifier()
     with pytest.raises(LeaseLost):
-        announce(world, backend, extend=extend, is_valid=False)
+        announce(world, backend, renew=renew, is_valid=False)
     assert backend.tasks == []
     assert len(asked) == 2
 

@@ -11,7 +11,7 @@ from adapters.clock import SystemClock
 from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from adapters.webhook.notifier import Bodies, WebhookNotifier
 from adapters.webhook.options import WebhookOptions
-from application.journal import Entry
+from application.journal import JobRecord
 from application.notify_outcome import OutcomeNotifier
 from application.settlement import Ack
 from application.stop_signal import StopSignal
@@ -57,24 +57,24 @@ def notifier(backend: BackendProcess) -> Iterator[WebhookNotifier]:
     made.close()
 
 
-def stored_job() -> Entry:
+def stored_job() -> JobRecord:
     """A job with stored weights, of which only the completion call remains."""
     job = TrainingJob(task_id=TASK_ID, style_id=7)
     parameters = RequestedParameters({}).resolve(image_count=10, native_resolution=512)
     job = job.start()[0].begin_training(parameters, 10)[0].finish_training(METRIC)[0]
-    entry = World().store().open(job)
-    entry.apply(entry.job.store(ARTIFACT))
-    return entry
+    record = World().store().open(job)
+    record.apply(record.job.store(ARTIFACT))
+    return record
 
 
-def announce(notifier: WebhookNotifier, entry: Entry) -> None:
+def announce(notifier: WebhookNotifier, record: JobRecord) -> None:
     notify_outcome = OutcomeNotifier(
         notifier=notifier, clock=SystemClock(), random=lambda: 1.0, first_pause=0.05
     )
     lease = World().lease("worker")
     lease.acquire(StopSignal())
-    assert notify_outcome(entry, lease, StopSignal()) == Ack()
-    assert entry.job.state is JobState.COMPLETED
+    assert notify_outcome(record, lease, StopSignal()) == Ack()
+    assert record.job.state is JobState.COMPLETED
 
 
 def test_a_late_response_leads_to_one_notification(
