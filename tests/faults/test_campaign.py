@@ -26,7 +26,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("runs", "together", "store", "seed"),
-    [(2, 3, "s3", 20260373), (2, 1, "gcs", 20260123)],
+    [(2, 3, "s3", 20260373), (1, 1, "gcs", 20260282)],
 )
 def test_no_task_is_lost_trained_twice_or_announced_twice(
     restartable_broker: Broker, tmp_path: Path, runs: int, together: int, store: str, seed: int
