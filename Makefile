@@ -26,12 +26,12 @@ demo: $(READY) ## Train a style from images that the project draws, into demo/
 
 # Coverage counts domain and application (pyproject.toml), which the first tests are about; measured
 # in all, it would make the others slower. These start in the order of tests/conftest.py, the longest
-# first. Three processes for two cores, as many tests wait for a broker, a lease or a timer.
+# first. Four processes for two cores, as many tests wait for a broker, a lease or a timer.
 test: KINDS := not gpu and not long and not kernels
 test-all: KINDS := not gpu
 test test-all: $(READY) ## Run the tests; test-all: the long ones and Triton's interpreter, too
 	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term $(UNITS)
-	$(BIN)/pytest -m "$(KINDS)" -n 3 --dist loadfile --no-loadscope-reorder $(UNITS:%=--ignore=%)
+	$(BIN)/pytest -m "$(KINDS)" -n 4 --dist loadfile --no-loadscope-reorder $(UNITS:%=--ignore=%)
 
 test-gpu: $(READY) ## Run the tests that need a GPU, and those of the kernels, on one
 	$(BIN)/pytest -m "gpu or kernels"
