@@ -107,7 +107,7 @@ def _described(images: Sequence[TrainingImage]) -> list[str]:
     from adapters.captioner import TransformersCaptioner
     from adapters.images.decode import decode
     from application.stop_signal import StopSignal
-    from entrypoints.default_base import SMALL_BASE
+    from entrypoints.models import SMALL_BASE
 
     captioner = TransformersCaptioner(str(SMALL_BASE.parent / "small_captioner"), "cpu", decode)
     return captioner.describe([image.data for image in images], StopSignal())

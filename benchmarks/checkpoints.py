@@ -35,7 +35,7 @@ from domain.job import TrainingJob
 from domain.location import Bucket, Location
 from domain.parameters import TrainingParameters
 from domain.training_plan import TrainingPlan
-from entrypoints.default_base import SMALL_BASE
+from entrypoints.models import SMALL_BASE
 
 
 class Late(FileBlobStore):

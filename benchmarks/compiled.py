@@ -40,7 +40,7 @@ def measure(steps: int, scratch: Path) -> dict[str, object]:
     from benchmarks.images import drawn_images
     from domain.parameters import TrainingParameters
     from domain.training_plan import TrainingPlan
-    from entrypoints.default_base import SMALL_BASE
+    from entrypoints.models import SMALL_BASE
 
     torch.set_num_threads(1)
     base = load_base(str(SMALL_BASE))

@@ -69,7 +69,7 @@ def measure(rounds: int, scratch: Path) -> dict[str, object]:
     from domain.parameters import TrainingParameters
     from domain.training_plan import TrainingPlan
     from entrypoints.cli import version
-    from entrypoints.default_base import SMALL_BASE
+    from entrypoints.models import SMALL_BASE
 
     images = drawn_images(scratch / "images", 10, size=320)
     torch.set_num_threads(1)  # as the local command does with the small base

@@ -86,7 +86,7 @@ def hops_of_each_way(scratch: Path) -> dict[str, Hops]:
     from adapters.diffusion.base.model import load_base
     from adapters.diffusion.trainer import DiffusionTrainer
     from adapters.images.decode import decode
-    from entrypoints.default_base import SMALL_BASE
+    from entrypoints.models import SMALL_BASE
     from tests.diffusion.fake_cuda_graph import Tape
 
     base = load_base(str(SMALL_BASE))

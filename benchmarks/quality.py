@@ -205,7 +205,7 @@ def prepare(options: argparse.Namespace, scratch: Path, trigger_word: str | None
     from adapters.diffusion.session import DiffusionSession
     from adapters.diffusion.trainer import DiffusionTrainer
     from adapters.images.decode import decode
-    from entrypoints.default_base import SMALL_BASE
+    from entrypoints.models import SMALL_BASE
 
     torch.set_num_threads(1)  # the base's operations are too small for several threads
     device = torch.device(options.device)

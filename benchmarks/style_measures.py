@@ -72,7 +72,7 @@ def main() -> None:
 
     from adapters.diffusion.base.model import load_base
     from benchmarks.true_strength import fit_strength
-    from entrypoints.default_base import SMALL_BASE
+    from entrypoints.models import SMALL_BASE
 
     torch.set_num_threads(1)  # the base's operations are too small for several threads
     base, began = load_base(str(SMALL_BASE)), time.monotonic()

@@ -45,7 +45,6 @@ from application.style_report import ReportWriter
 from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig
 from application.worker_loop import WorkerLoop, WorkerPool
-from entrypoints.captioner import load_captioner
 from entrypoints.cli import version
 from entrypoints.connections import (
     lora_loader,
@@ -54,8 +53,8 @@ from entrypoints.connections import (
     open_queue,
     task_parser,
 )
-from entrypoints.default_base import load_base_model
 from entrypoints.devices import choose_devices, choose_slots
+from entrypoints.models import load_base_model, load_captioner
 from entrypoints.settings import Settings
 from entrypoints.stores import open_blobs
 

@@ -50,9 +50,9 @@ def _caption(arguments: argparse.Namespace) -> int:
     from application.caption_images import make_captions
     from application.stop_signal import StopSignal
     from application.worker_config import WorkerConfig
-    from entrypoints.captioner import load_captioner
     from entrypoints.devices import check_device, choose_devices
     from entrypoints.local_run import IMAGES, MAX_LOCAL_BYTES, inspect
+    from entrypoints.models import load_captioner
     from entrypoints.settings import load_settings
 
     check_device(arguments.device)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from adapters.images.folder import find_images, passed_over
 from domain.errors import UserError
 from domain.limits import InvalidParameter
 from domain.parameters import RequestedParameters
-from entrypoints.background import in_background
 from entrypoints.cli import CommandParser, explain, run_command
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE
 from entrypoints.options import (
@@ -29,9 +29,11 @@ from entrypoints.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from entrypoints.bootstrap import Container
+
+T = TypeVar("T")
 
 ONLY_FOR_TRYING = (
     "is for trial runs only: the style will not load in Stable Diffusion 1.5. To train one that "
@@ -247,6 +249,14 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     if not base.is_sd15:
         _print_notes(container, [f"the base model {base.name} {ONLY_FOR_TRYING}"])
     return local_run.run(task, parameters, container, arguments.out)
+
+
+def in_background(call: Callable[[], T]) -> Callable[[], T]:
+    """Start a slow call on its own thread; return a function that waits for its result."""
+    executor = ThreadPoolExecutor(1)
+    future = executor.submit(call)
+    executor.shutdown(wait=False)
+    return future.result
 
 
 def _print_notes(container: Container, notes: Iterable[str]) -> None:

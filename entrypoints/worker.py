@@ -50,9 +50,7 @@ def build_parser() -> CommandParser:
         help="check everything that a job needs, and report what works",
     )
     parser.add_argument(
-        "--gpus",
-        metavar="GPUS",
-        help="start one worker per GPU: all, or numbers such as 0,1",
+        "--gpus", metavar="GPUS", help="start one worker per GPU: all, or numbers such as 0,1"
     )
     parser.add_argument("--json", action="store_true", help="print the check's results as JSON")
     return parser
@@ -75,8 +73,8 @@ def _work(arguments: argparse.Namespace) -> int:
     from entrypoints.bootstrap import open_container
     from entrypoints.check import check, require_fit_store
     from entrypoints.connections import queue_place
-    from entrypoints.default_base import import_libraries
     from entrypoints.logs import start_cloudwatch, start_sentry
+    from entrypoints.models import import_libraries
     from entrypoints.shutdown import graceful_shutdown
 
     import_libraries()

@@ -24,7 +24,7 @@ from benchmarks.images import drawn_images
 from domain.image import TrainingImage
 from domain.parameters import TrainingParameters
 from domain.training_plan import TrainingPlan
-from entrypoints.default_base import SMALL_BASE
+from entrypoints.models import SMALL_BASE
 
 WARM_UP = 8
 """Steps before the measurement, in which kernels are chosen and each shape is recorded."""

@@ -32,7 +32,7 @@ from benchmarks.images import drawn_images, read_images
 from domain.loss_curve import EpochRecord
 from domain.parameters import TrainingParameters
 from domain.training_plan import TrainingPlan
-from entrypoints.default_base import SMALL_BASE
+from entrypoints.models import SMALL_BASE
 
 
 def whole_job(options: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ train.main([sys.argv[1], "--out", sys.argv[2], "--device", "cpu"])
 """
 
 COMPILED = """
-from entrypoints.default_base import import_libraries
+from entrypoints.models import import_libraries
 import_libraries()
 import torch, transformers
 assert torch.distributed.is_available()

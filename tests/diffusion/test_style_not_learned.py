@@ -22,7 +22,7 @@ from domain.failure import FailureCode
 from domain.job import JobState, TrainingJob
 from domain.location import Location
 from domain.parameters import LearningRateSchedule
-from entrypoints.default_base import SMALL_BASE
+from entrypoints.models import SMALL_BASE
 from tests.application.world import CONFIG, World, a_task
 
 pytestmark = pytest.mark.integration

@@ -25,8 +25,8 @@ from domain.location import Location
 from domain.task import InvalidTask, TrainingTask
 from entrypoints.bootstrap import open_container
 from entrypoints.connections import queue_place
-from entrypoints.default_base import load_base_model
 from entrypoints.devices import choose_devices
+from entrypoints.models import load_base_model
 from tests.application.world import TASK_ID, a_task, received, settled
 from tests.services.settings import make_settings
 

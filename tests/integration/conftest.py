@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from entrypoints.background import in_background
+from entrypoints.train import in_background
 from tests.services.http_proxy import FaultyProxy, running_proxy
 
 

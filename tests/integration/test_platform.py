@@ -19,7 +19,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from assets.drawing import draw_style_set
-from entrypoints.default_base import SMALL_BASE
+from entrypoints.models import SMALL_BASE
 from tests.services.backend_faults import Fault
 from tests.services.backend_process import BackendProcess
 from tests.services.commands import a_worker, run

@@ -23,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-from entrypoints.default_base import import_libraries
+from entrypoints.models import import_libraries
 from tests.services.child import ROOT
 
 IMPORTED = (

@@ -1,4 +1,4 @@
-"""Load the configured or the default base model."""
+"""Load the configured base model, or the default one, and the configured caption model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.images.decode import decode
 from adapters.logs.libraries import quiet_libraries
 
 if TYPE_CHECKING:
+    from adapters.captioner import TransformersCaptioner
     from adapters.diffusion.base.model import BaseModel
     from entrypoints.settings import Settings
 
@@ -83,3 +85,17 @@ def import_libraries() -> None:
 def _import_trainer() -> None:
     quiet_libraries()
     import adapters.diffusion.trainer  # noqa: F401 - imports all that a run needs
+
+
+def load_captioner(settings: Settings, device: str) -> TransformersCaptioner | None:
+    """Load the model that captions images without a caption; None if none is configured.
+
+    Raises:
+        CaptionModelInvalid: CAPTION_MODEL cannot be loaded.
+    """
+    if settings.caption_model is None:
+        return None
+    quiet_libraries()
+    from adapters.captioner import TransformersCaptioner
+
+    return TransformersCaptioner(settings.caption_model, device, decode)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from adapters.diffusion.base import model
-from entrypoints.default_base import (
+from entrypoints.models import (
     SMALL_BASE,
     STABLE_DIFFUSION,
     default_base,
