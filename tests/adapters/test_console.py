@@ -381,8 +381,8 @@ def test_every_event_is_one_line_with_its_job(caplog: pytest.LogCaptureFixture) 
         (made(10), logging.DEBUG, "epoch 1/50 (2 %), loss 0.1250"),
         (GIVEN_UP, logging.WARNING, "GPU_OOM: The card is too small"),
         (INTERRUPTED, logging.WARNING, "its worker shut down"),
-        (AnnouncementBegun(task_id=TASK, style_id=7, call=1), logging.INFO, "number 1"),
-        (AnnouncementBegun(task_id=TASK, style_id=7, call=2), logging.WARNING, "number 2"),
+        (AnnouncementBegun(task_id=TASK, style_id=7, call=1), logging.INFO, "try 1"),
+        (AnnouncementBegun(task_id=TASK, style_id=7, call=2), logging.WARNING, "try 2"),
     ],
 )
 def test_log_level_and_message_follow_the_event(
