@@ -75,7 +75,7 @@ log = logging.getLogger("tests.logs")
 def test_every_line_of_a_job_carries_task_style_attempt_and_worker(
     context: LogContext, collector: Collector
 ) -> None:
-    log.info("nothing in hand")
+    log.info("no job")
     context(received(a_task()))
     log.info("before anything happened")
     context(JobStarted(task_id=TASK_ID, style_id=7, attempt=3, resumed_from=None))
@@ -475,7 +475,7 @@ def test_concurrent_jobs_store_separate_logs(collector: Collector) -> None:
         for number in range(200):
             together.wait()
             log.info("%d, line %d", style_id, number)
-        log.info("%d put down", style_id)
+        log.info("%d finished", style_id)
         listeners(settled(task, Ack()))
         together.wait()
         log.info("%d after", style_id)
@@ -493,7 +493,7 @@ def test_concurrent_jobs_store_separate_logs(collector: Collector) -> None:
         for at, data in blobs.blobs.items()
     }
     assert stored == {
-        f"task-{n}": [*(f"{n}, line {number}" for number in range(200)), f"{n} put down"]
+        f"task-{n}": [*(f"{n}, line {number}" for number in range(200)), f"{n} finished"]
         for n in (1, 2)
     }
 

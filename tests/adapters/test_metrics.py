@@ -146,7 +146,7 @@ def test_a_run_that_ends_without_an_event_leaves_no_job_behind(
     assert value(metrics, "runs_total", settlement="retry_later") == 1
 
 
-# --- several jobs in hand ----------------------------------------------------------------
+# --- several active jobs ----------------------------------------------------------------
 
 
 def slots(metrics: Metrics, name: str = "phase") -> set[str]:

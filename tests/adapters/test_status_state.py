@@ -176,7 +176,7 @@ def test_a_run_of_the_use_case_leaves_a_completed_job_in_the_state() -> None:
     assert [epoch for epoch, _ in snapshot["last"]["curve"]] == list(range(1, 26))
 
 
-# --- several jobs in hand ----------------------------------------------------------------
+# --- several active jobs ----------------------------------------------------------------
 
 
 def test_active_jobs_are_listed_in_order_of_start_and_the_first_is_shown() -> None:
@@ -206,7 +206,7 @@ def test_any_active_job_can_be_requested() -> None:
     worker_state = side_by_side().worker_state
     job = worker_state.snapshot(task(43).task_id)["job"]
     assert (job["style_id"], job["attempt"], job["checkpoint"]) == (43, 2, 50)
-    assert worker_state.snapshot("not in hand")["job"]["style_id"] == 42
+    assert worker_state.snapshot("another")["job"]["style_id"] == 42
 
 
 def test_a_finished_job_leaves_the_others_active() -> None:

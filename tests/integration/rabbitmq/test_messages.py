@@ -104,7 +104,7 @@ def test_a_dead_letter_of_another_program_is_shown(
     assert (second.body, second.reason) == (b"2", "no reason is recorded")
 
 
-# --- Sifting -----------------------------------------------------------------------------
+# --- Dead letters -----------------------------------------------------------------------------
 
 
 def test_dead_letters_arriving_during_processing_are_left_for_the_next_time(
