@@ -70,6 +70,8 @@ class Network:
     def __init__(self, timeline: Timeline, chance: random.Random) -> None:
         self._timeline = timeline
         self._chance = chance
+        self.late_calls = 0
+        """Calls that reached their server after their caller's timeout."""
 
     def call(self, process: Process, server: Server, effect: Callable[[], Any]) -> Any:
         """Call ``effect`` at the server. It is called even if the caller dies meanwhile.
@@ -81,6 +83,7 @@ class Network:
         there, back = (self._chance.expovariate(1 / server.latency) for _ in range(2))
         there, back = min(there, server.timeout / 3), min(back, server.timeout / 3)
         if outcome is CallOutcome.LATE:
+            self.late_calls += 1
             there = server.timeout * self._chance.uniform(1, 2)
         answers: list[Callable[[], Any]] = []
         if outcome not in {CallOutcome.REFUSED, CallOutcome.SILENT}:
