@@ -6,8 +6,7 @@ READY := $(VENV)/.ready
 UNITS := tests/domain tests/application
 DEMO := demo
 DEMO_OPTIONS := --caption-model assets/small_captioner --epochs 100 --batch-size 4 --learning-rate 0.004
-# Python must keep the compiled modules: compiled anew, the trainer's libraries take several times
-# as long to import.
+# Python must keep the compiled modules: without them, each process compiles the trainer's libraries.
 export PYTHONDONTWRITEBYTECODE :=
 
 # Python compiles a library when it is first imported, and keeps the result. Each of many test

@@ -35,7 +35,7 @@ class OptimizerState:
 class Uncompiled(torch.optim.Optimizer):
     """A mixin: torch's methods without the decorators that import ``torch._dynamo``.
 
-    They only matter for ``torch.compile``, and importing it takes a second.
+    They only matter for ``torch.compile``, and importing it is slow.
     """
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)

@@ -147,9 +147,9 @@ def main() -> None:
         os.dup2(stream, number)
         os.close(stream)
     # New objects: the former ones may be able to seek, and these may not.
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - stays open
     sys.stdout, sys.stderr = (
-        open(number, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
+        open(number, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115 - as above
         for number in (1, 2)
     )
     os.chdir(cwd)
