@@ -82,8 +82,8 @@ def main() -> None:
 
 def hops_of_each_way(scratch: Path) -> dict[str, Hops]:
     """Calls of an eager step on a CPU, of a recorded step, and of a step of two styles."""
-    from adapters.diffusion.backend import Backend
     from adapters.diffusion.base.model import load_base
+    from adapters.diffusion.execution import ExecutionOptions
     from adapters.diffusion.trainer import DiffusionTrainer
     from adapters.images.decode import decode
     from entrypoints.models import SMALL_BASE
@@ -91,10 +91,10 @@ def hops_of_each_way(scratch: Path) -> dict[str, Hops]:
 
     base = load_base(str(SMALL_BASE))
     plans = [_plan(scratch, seed) for seed in (1, 2)]
-    recorded = Backend(make_recorder=Tape)
+    recorded = ExecutionOptions(make_recorder=Tape)
     ways: dict[str, Callable[[], DiffusionTrainer]] = {
         "plain": lambda: DiffusionTrainer(base, decode),
-        "recorded": lambda: DiffusionTrainer(base, decode, backend=recorded),
+        "recorded": lambda: DiffusionTrainer(base, decode, execution=recorded),
         "two styles at once": lambda: DiffusionTrainer(base, decode, slots=2, max_wait=60.0),
     }
     return {

@@ -161,7 +161,7 @@ def _backend(container: Container) -> str:
 def _device(name: str) -> str:
     import torch
 
-    from adapters.diffusion.backend import compute_on
+    from adapters.diffusion.execution import compute_on
 
     device = torch.device(name)
     if device.type != "cuda":

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from adapters.common.device_memory import oom_fails_the_run
-from adapters.diffusion.backend import Backend, choose_backend, describe
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data.preparation import PreparedData, prepare
 from adapters.diffusion.data_parallel import Rank, StartRanks
 from adapters.diffusion.device_thread import MAX_WAIT, DeviceThread
+from adapters.diffusion.execution import ExecutionOptions, choose_execution, describe
 from adapters.diffusion.fused.blocks import with_fused_blocks
 from adapters.diffusion.memory_use import reset_peak_memory
 from adapters.diffusion.oom import retry_after_freeing
@@ -43,7 +43,7 @@ class DiffusionTrainer:
         base: the base model; its UNet is moved to ``device`` if needed.
         decode: converts an image file's bytes to an upright RGB image.
         device: ``cpu`` or ``cuda``.
-        backend: how steps are run; None for the fastest backend for the device.
+        execution: how steps are run; None for the fastest way on the device.
         slots: maximum number of open runs that share passes.
         max_wait: maximum number of seconds that a short step waits for the runs of the last one.
         start_ranks: starts the other processes of a run on several devices, as
@@ -57,7 +57,7 @@ class DiffusionTrainer:
         decode: Callable[[bytes], Image.Image],
         device: torch.device | str = "cpu",
         *,
-        backend: Backend | None = None,
+        execution: ExecutionOptions | None = None,
         slots: int = 1,
         max_wait: float = MAX_WAIT,
         start_ranks: StartRanks | None = None,
@@ -65,8 +65,8 @@ class DiffusionTrainer:
     ) -> None:
         self._decode = decode
         self._device = torch.device(device)
-        self._backend = backend or choose_backend(self._device)
-        self._base = _built_for(base, self._device, self._backend)
+        self._execution = execution or choose_execution(self._device)
+        self._base = _built_for(base, self._device, self._execution)
         self._slots = slots
         self._start_ranks = start_ranks
         self._preview_steps = preview_steps
@@ -76,7 +76,7 @@ class DiffusionTrainer:
         # Used by the device's thread only, from here on.
         self._model: TrainingModel | None = None
         self._close_model = ExitStack()
-        log.info("training on %s: %s", self._device, describe(self._backend))
+        log.info("training on %s: %s", self._device, describe(self._execution))
 
     @property
     def base(self) -> BaseFacts:
@@ -171,7 +171,7 @@ class DiffusionTrainer:
             with oom_fails_the_run():
                 slots = self._slots if key is not None else 1
                 opening = training_model(
-                    self._base, parameters, self._device, self._backend, slots
+                    self._base, parameters, self._device, self._execution, slots
                 )
                 self._model = self._close_model.enter_context(opening)
         elif key is None or key != self.batch_key(self._model.parameters):
@@ -221,10 +221,10 @@ def compatibility_key(parameters: TrainingParameters) -> Hashable | None:
     )
 
 
-def _built_for(base: BaseModel, device: torch.device, backend: Backend) -> BaseModel:
-    """The base with its UNet on the device, in the backend's precision, layout and blocks."""
-    layout = torch.channels_last if backend.channels_last else torch.contiguous_format
+def _built_for(base: BaseModel, device: torch.device, execution: ExecutionOptions) -> BaseModel:
+    """The base with its UNet on the device, in the execution's precision, layout and blocks."""
+    layout = torch.channels_last if execution.channels_last else torch.contiguous_format
     # diffusers' own ``to`` warns about modules to be kept in float32 even if there are none.
-    torch.nn.Module.to(base.unet, device=device, dtype=backend.dtype)
+    torch.nn.Module.to(base.unet, device=device, dtype=execution.dtype)
     torch.nn.Module.to(base.unet, memory_format=layout)  # type: ignore[call-overload] # untyped
-    return replace(base, unet=with_fused_blocks(base.unet)) if backend.fused else base
+    return replace(base, unet=with_fused_blocks(base.unet)) if execution.fused else base

@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from adapters.common.device_memory import on_device
-from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.cuda_graphs import GraphCache, Recorder
 from adapters.diffusion.data_parallel import Rank
+from adapters.diffusion.execution import ExecutionOptions
 from adapters.diffusion.lora_layers import PackedLora, lora_installed
 from domain.parameters import TrainingParameters
 
@@ -30,13 +30,13 @@ class TrainingModel:
         base: BaseModel,
         parameters: TrainingParameters,
         device: torch.device,
-        backend: Backend,
+        execution: ExecutionOptions,
         slots: int,
         recorder: Recorder | None,
     ) -> None:
-        self.parameters, self.device, self.dtype = parameters, device, backend.dtype
+        self.parameters, self.device, self.dtype = parameters, device, execution.dtype
         self.memory_format = torch.contiguous_format
-        if backend.channels_last:
+        if execution.channels_last:
             self.memory_format = torch.channels_last
         self.unet = base.unet
         self.text_encoder = base.text_encoder if parameters.train_text_encoder else None
@@ -47,8 +47,8 @@ class TrainingModel:
             parameters,
             slots=slots,
             device=device,
-            dtype=backend.dtype,
-            merged=backend.merged_lora,
+            dtype=execution.dtype,
+            merged=execution.merged_lora,
         )
         self.graphs = GraphCache(recorder, "steps") if recorder else None
         self.evaluation_graphs = GraphCache(recorder, "measurements") if recorder else None
@@ -85,7 +85,7 @@ def training_model(
     base: BaseModel,
     parameters: TrainingParameters,
     device: torch.device,
-    backend: Backend,
+    execution: ExecutionOptions,
     slots: int = 1,
 ) -> Iterator[TrainingModel]:
     """In the with-block, the base carries LoRA layers. On leaving it is restored, bit for bit.
@@ -94,11 +94,11 @@ def training_model(
     the host makes, are not recorded.
     """
     eager = parameters.lora_dropout or parameters.train_text_encoder
-    recorder = backend.make_recorder(device) if backend.make_recorder and not eager else None
+    recorder = execution.make_recorder(device) if execution.make_recorder and not eager else None
     with ExitStack() as stack:
         if parameters.train_text_encoder:
             stack.enter_context(on_device(base.text_encoder, device))
-        model = TrainingModel(base, parameters, device, backend, slots, recorder)
+        model = TrainingModel(base, parameters, device, execution, slots, recorder)
         stack.enter_context(lora_installed(base.unet, model.text_encoder, model.lora))
         stack.callback(model.free_graphs)
         stack.callback(model.recompute, False)

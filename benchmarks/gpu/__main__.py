@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from adapters.diffusion.backend import choose_backend
+from adapters.diffusion.execution import choose_execution
 from benchmarks.gpu.bench import attempts, prepare
 from benchmarks.gpu.facts import facts, slug
 from benchmarks.gpu.job import whole_job
@@ -77,7 +77,7 @@ def main() -> None:
             if "cost" in options.parts:
                 # A shorter run than the whole job's: it is repeated.
                 plan = bench.plan(batch=1, epochs=min(options.epochs, EPOCHS))
-                trainer = bench.trainer(choose_backend(device))
+                trainer = bench.trainer(choose_execution(device))
 
                 def cost() -> dict[str, Any]:
                     return measuring_cost(trainer, plan, options.rounds, time.perf_counter)

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from adapters.diffusion.backend import Backend, choose_backend
 from adapters.diffusion.base.model import BaseModel, load_base
+from adapters.diffusion.execution import ExecutionOptions, choose_execution
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from benchmarks.full_size import RESOLUTION, full_size_base
@@ -61,16 +61,16 @@ class Bench:
     seconds: float
     """Duration of each row's measurement."""
 
-    def trainer(self, backend: Backend, slots: int = 1) -> DiffusionTrainer:
+    def trainer(self, execution: ExecutionOptions, slots: int = 1) -> DiffusionTrainer:
         """A trainer. With several slots its runs wait for one another: a pass without a late run
         would have a shape that is not recorded yet, and would be recorded while measuring."""
-        if backend.make_recorder is not None and self.device.type != "cuda":
-            backend = replace(backend, make_recorder=Rerun)
+        if execution.make_recorder is not None and self.device.type != "cuda":
+            execution = replace(execution, make_recorder=Rerun)
         return DiffusionTrainer(
             self.base,
             decode,
             self.device,
-            backend=backend,
+            execution=execution,
             slots=slots,
             max_wait=MAX_WAIT,
         )
@@ -89,7 +89,7 @@ class Bench:
 
 def prepare(options: argparse.Namespace, device: torch.device, folder: Path) -> Bench:
     """Load the base model in the GPU's precision, and draw square images."""
-    compute = choose_backend(device).dtype if device.type == "cuda" else torch.bfloat16
+    compute = choose_execution(device).dtype if device.type == "cuda" else torch.bfloat16
     base = load_base(str(SMALL_BASE)) if options.tiny else full_size_base(device, compute)
     torch.nn.Module.to(base.unet, device=device, dtype=compute)
     encoders_at_home(base)

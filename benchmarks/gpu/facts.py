@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from adapters.diffusion.backend import choose_backend
+from adapters.diffusion.execution import choose_execution
 from entrypoints.cli import version
 
 
@@ -36,7 +36,7 @@ def matmul_limit(device: torch.device, side: int = 8192, seconds: float = 1.0) -
     """Upper limit of speed: TFLOP/s of large matrix products in the training precision."""
     cuda = device.type == "cuda"
     side = side if cuda else 256
-    dtype = choose_backend(device).dtype
+    dtype = choose_execution(device).dtype
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty(side, side, device=device, dtype=dtype)
     for _ in range(5):

@@ -20,8 +20,8 @@ from typing import Any
 import psutil
 import torch
 
-from adapters.diffusion.backend import choose_backend
 from adapters.diffusion.base.model import load_base
+from adapters.diffusion.execution import choose_execution
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from adapters.images.folder import find_images
@@ -69,9 +69,9 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=RESOLUTION)
     options = parser.parse_args()
     device = torch.device(options.device)
-    backend = choose_backend(device)
+    execution = choose_execution(device)
     base = load_base(str(options.base))
-    trainer = DiffusionTrainer(base, decode, device, backend=backend)
+    trainer = DiffusionTrainer(base, decode, device, execution=execution)
     wait_for(device)
     loaded = _age()
     folder: Path = options.images

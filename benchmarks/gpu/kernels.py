@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from adapters.diffusion.backend import Backend, choose_backend
+from adapters.diffusion.execution import ExecutionOptions, choose_execution
 from benchmarks.gpu.bench import Bench, prepare
 
 _KINDS = {
@@ -45,23 +45,25 @@ def main() -> None:
     options = parser.parse_args()
     options.seconds = 0.0
     device = torch.device(options.device)
-    chosen = choose_backend(device)
+    chosen = choose_execution(device)
     layout = chosen.channels_last if options.channels_last is None else options.channels_last
     fused = layout and (chosen.fused if options.fused is None else options.fused)
-    backend = Backend(dtype=chosen.dtype, channels_last=layout, fused=fused)
+    execution = ExecutionOptions(dtype=chosen.dtype, channels_last=layout, fused=fused)
     with tempfile.TemporaryDirectory() as scratch:
         bench = prepare(options, device, Path(scratch))
         for batch in options.batches:
-            show(f"batch {batch}", kernels_of_step(bench, backend, batch), options.top)
+            show(f"batch {batch}", kernels_of_step(bench, execution, batch), options.top)
 
 
-def kernels_of_step(bench: Bench, backend: Backend, batch: int) -> dict[str, tuple[float, int]]:
+def kernels_of_step(
+    bench: Bench, execution: ExecutionOptions, batch: int
+) -> dict[str, tuple[float, int]]:
     """Microseconds and calls of each kernel in an eager step."""
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = bench.device.type == "cuda"
     activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
-    with bench.trainer(backend).open(bench.plan(batch), None) as session:
+    with bench.trainer(execution).open(bench.plan(batch), None) as session:
         for _ in range(3):
             session.advance()
         with profile(activities=[activity]) as profiler:

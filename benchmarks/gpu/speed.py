@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from adapters.diffusion.backend import Backend
 from adapters.diffusion.cuda_graphs import CudaRecorder
+from adapters.diffusion.execution import ExecutionOptions
 from adapters.diffusion.fused.blocks import sharing_weights
 from benchmarks.gpu.bench import Bench, attempts, encoders_at_home, measure
 from benchmarks.gpu.facts import reset_peak_memory, wait_for
@@ -35,13 +35,13 @@ class Trick:
     """One of the trainer's ways to run a step."""
 
     name: str
-    backend: Backend
+    execution: ExecutionOptions
     compiled: bool = False
 
 
 def tricks(dtype: torch.dtype) -> dict[str, Trick]:
     """All of ``WAYS`` except the recipe."""
-    eager = Backend(dtype=dtype)
+    eager = ExecutionOptions(dtype=dtype)
     recorded = replace(eager, make_recorder=CudaRecorder)
     last = replace(recorded, channels_last=True)
     return {
@@ -101,7 +101,7 @@ def measure_trick(bench: Bench, trick: Trick, batch: int) -> dict[str, Any]:
     try:
         reset_peak_memory(bench.device)
         started = time.perf_counter()
-        with bench.trainer(trick.backend).open(bench.plan(batch), None) as session:
+        with bench.trainer(trick.execution).open(bench.plan(batch), None) as session:
             wait_for(bench.device)
             opened = time.perf_counter() - started
             row = measure(bench, batch, session.advance)
@@ -115,7 +115,7 @@ def count_flop(bench: Bench) -> float:
     repeats in the backward pass."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    eager = Backend(dtype=bench.base.unet.dtype)
+    eager = ExecutionOptions(dtype=bench.base.unet.dtype)
     with bench.trainer(eager).open(bench.plan(1), None) as session:
         with FlopCounterMode(display=False) as counter:
             session.advance()

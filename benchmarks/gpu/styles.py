@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from adapters.diffusion.backend import Backend, choose_backend
 from adapters.diffusion.cuda_graphs import CudaRecorder
+from adapters.diffusion.execution import ExecutionOptions, choose_execution
 from benchmarks.gpu.bench import Bench, attempts, pace
 from benchmarks.gpu.facts import reset_peak_memory
 from benchmarks.together import running_together
@@ -19,7 +19,7 @@ def several_styles(
     options: argparse.Namespace, bench: Bench, note: Callable[[dict[str, Any]], None]
 ) -> None:
     """Measure several jobs at batch 1 in one pass, and one job alone."""
-    fastest = choose_backend(bench.device)
+    fastest = choose_execution(bench.device)
     best = replace(fastest, dtype=bench.base.unet.dtype, make_recorder=CudaRecorder)
     alone = None
     for styles in options.styles:
@@ -32,10 +32,10 @@ def several_styles(
             note({"styles": styles, **row})
 
 
-def measure_styles(bench: Bench, backend: Backend, styles: int) -> dict[str, Any]:
+def measure_styles(bench: Bench, execution: ExecutionOptions, styles: int) -> dict[str, Any]:
     """Measure ``styles`` jobs together, each in its own thread; a step is one of every job."""
     reset_peak_memory(bench.device)
-    trainer = bench.trainer(backend, slots=max(2, styles))
+    trainer = bench.trainer(execution, slots=max(2, styles))
     with running_together(trainer, [bench.plan(1, seed=seed) for seed in range(styles)]) as runs:
         # The first epoch warms up and records; each epoch's end waits for the device.
         enough = time.perf_counter() + bench.seconds

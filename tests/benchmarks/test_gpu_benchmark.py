@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.diffusion.backend import Backend
+from adapters.diffusion.execution import ExecutionOptions
 from benchmarks.gpu.bench import MAX_WAIT, Bench
 from benchmarks.gpu.results import kept_rows
 from benchmarks.gpu.tables import NOTHING, device_tables, gpu_tables
@@ -83,7 +83,7 @@ def test_runs_that_are_measured_together_wait_for_one_another(
     base: Any = None
     bench = Bench(torch.device("cpu"), base, (), 64, seconds=1.0)
     for slots in (1, 2):
-        bench.trainer(Backend(), slots)
+        bench.trainer(ExecutionOptions(), slots)
     assert waits == [MAX_WAIT, MAX_WAIT]
 
 

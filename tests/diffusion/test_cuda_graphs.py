@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.diffusion.backend import CPU, Backend, choose_backend, describe
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.cuda_graphs import WARM_UP, GraphCache
+from adapters.diffusion.execution import CPU, ExecutionOptions, choose_execution, describe
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.train_step import Batch
 from adapters.diffusion.trainer import DiffusionTrainer
@@ -29,7 +29,7 @@ Images = tuple[TrainingImage, ...]
 def recorded(base: BaseModel, recorder: Tape) -> DiffusionTrainer:
     return DiffusionTrainer(
         *(base, decode),
-        backend=Backend(merged_lora=True, make_recorder=lambda _: recorder),
+        execution=ExecutionOptions(merged_lora=True, make_recorder=lambda _: recorder),
         preview_steps=2,
     )
 
@@ -225,7 +225,7 @@ def test_half_precision_follows_the_eager_loss_and_keeps_the_base_bit_for_bit(
     half = DiffusionTrainer(
         own,
         decode,
-        backend=Backend(dtype=compute, channels_last=channels_last),
+        execution=ExecutionOptions(dtype=compute, channels_last=channels_last),
     )
     before = copy.deepcopy(own.unet.state_dict())
     outcome = run(half, plan)
@@ -243,7 +243,7 @@ def test_a_float16_overflow_skips_the_step_and_lowers_the_scale(
     base: BaseModel, images: Images
 ) -> None:
     own = replace(base, unet=copy.deepcopy(base.unet))
-    half = DiffusionTrainer(own, decode, backend=Backend(dtype=torch.float16))
+    half = DiffusionTrainer(own, decode, execution=ExecutionOptions(dtype=torch.float16))
     with half.open(plan_of(images[:1], epochs=4, lr_warmup_steps=0), None) as session:
         assert isinstance(session, DiffusionSession)
         scaler = session.scaler
@@ -262,7 +262,7 @@ def test_a_step_that_fails_in_its_update_can_be_repeated(
     plan = plan_of(images[:1], epochs=3)
     checkpoint = run(DiffusionTrainer(base, decode), plan, steps=1).checkpoint
     own = replace(base, unet=copy.deepcopy(base.unet))
-    half = DiffusionTrainer(own, decode, backend=Backend(dtype=torch.float16))
+    half = DiffusionTrainer(own, decode, execution=ExecutionOptions(dtype=torch.float16))
     wanted = run(half, plan, resume=checkpoint).history
     clip, full = torch.nn.utils.clip_grad_norm_, [True]
 
@@ -280,12 +280,12 @@ def test_a_step_that_fails_in_its_update_can_be_repeated(
 def test_a_cpu_computes_in_float32_and_a_gpu_in_its_best_precision(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert choose_backend("cpu") == CPU
+    assert choose_execution("cpu") == CPU
     assert CPU.dtype == torch.float32
     found = {}
     for capability in [(6, 1), (7, 5), (8, 0), (9, 0)]:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
-        chosen = choose_backend("cuda")
+        chosen = choose_execution("cuda")
         found[capability] = (
             chosen.dtype,
             chosen.make_recorder is not None,

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.evaluation import PREDICTIONS, held_out_positions, trained_buckets
+from adapters.diffusion.execution import ExecutionOptions
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from domain.image import TrainingImage
@@ -162,7 +162,7 @@ def test_captured_measurements_equal_eager_ones_bit_for_bit(
     plan = plan_of(images[:3], epochs=4, validation_epochs=1, validation_split=0.2)
     tape = OfMeasurements()
     fast = DiffusionTrainer(
-        base, decode, backend=Backend(merged_lora=True, make_recorder=lambda _: tape)
+        base, decode, execution=ExecutionOptions(merged_lora=True, make_recorder=lambda _: tape)
     )
     found = run(fast, plan)
     assert found == run(trainer, plan)
@@ -181,7 +181,7 @@ def test_steps_out_of_memory_get_that_of_captured_measurements(
     wanted = run(trainer, plan)
     tape = OfMeasurements()
     fast = DiffusionTrainer(
-        base, decode, backend=Backend(merged_lora=True, make_recorder=lambda _: tape)
+        base, decode, execution=ExecutionOptions(merged_lora=True, make_recorder=lambda _: tape)
     )
     forward = base.unet.forward
 

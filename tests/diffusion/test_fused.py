@@ -12,8 +12,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.execution import ExecutionOptions
 from adapters.diffusion.fused import self_test
 from adapters.diffusion.fused.blocks import FusedResnetBlock, with_fused_blocks
 from adapters.diffusion.fused.operations import NormGrid, gated
@@ -27,7 +27,7 @@ from tests.diffusion.runs import EVERY_OPTION, drive, plan_of, run
 pytestmark = pytest.mark.integration
 
 Images = tuple[TrainingImage, ...]
-FUSED = Backend(channels_last=True, fused=True)
+FUSED = ExecutionOptions(channels_last=True, fused=True)
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -85,7 +85,7 @@ def test_training_with_fused_passes_follows_eager_training(
     base: BaseModel, trainer: DiffusionTrainer, images: Images, options: dict[str, Any]
 ) -> None:
     plan = plan_of(images, batch_size=2, **options)
-    found = run(DiffusionTrainer(base, decode, "cpu", backend=FUSED), plan)
+    found = run(DiffusionTrainer(base, decode, "cpu", execution=FUSED), plan)
     for one, other in zip(found.history, run(trainer, plan).history, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
         assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-3)
@@ -98,7 +98,7 @@ def test_styles_trained_together_with_fused_passes_follow_eager_training(
     tape = Tape()
     shared = DiffusionTrainer(
         *(base, decode, "cpu"),
-        backend=replace(FUSED, make_recorder=lambda _: tape),
+        execution=replace(FUSED, make_recorder=lambda _: tape),
         slots=2,
         max_wait=60.0,
     )

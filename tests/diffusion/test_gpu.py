@@ -1,4 +1,4 @@
-"""The default backend on a real GPU: equal to eager, captured, small, and able to fall back."""
+"""The default execution on a real GPU: equal to eager, captured, small, and able to fall back."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.diffusion.backend import Backend, choose_backend
 from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.cuda_graphs import CudaRecorder
+from adapters.diffusion.execution import ExecutionOptions, choose_execution
 from adapters.diffusion.oom import MemoryPlan
 from adapters.diffusion.session import DiffusionSession
 from adapters.diffusion.trainer import DiffusionTrainer
@@ -42,18 +42,18 @@ CUDA = "cuda"
 GIB = 2**30
 OF_THE_DRIVER = 0.5
 """GiB of a GPU that tensors cannot use: CUDA context and kernel code."""
-PLAIN = Backend()
-CAPTURED = Backend(make_recorder=CudaRecorder)
+PLAIN = ExecutionOptions()
+CAPTURED = ExecutionOptions(make_recorder=CudaRecorder)
 
 
-def trainer_with(backend: Backend, base: BaseModel | None = None) -> DiffusionTrainer:
+def trainer_with(execution: ExecutionOptions, base: BaseModel | None = None) -> DiffusionTrainer:
     base = base or load_base(str(SMALL_BASE))
-    return DiffusionTrainer(base, decode, CUDA, backend=backend)
+    return DiffusionTrainer(base, decode, CUDA, execution=execution)
 
 
 @pytest.fixture(scope="module")
 def full_size() -> Iterator[BaseModel]:
-    base = full_size_base(CUDA, choose_backend(CUDA).dtype)
+    base = full_size_base(CUDA, choose_execution(CUDA).dtype)
     for part in (base.vae, base.text_encoder):
         part.to("cpu")
     yield base
@@ -89,7 +89,7 @@ def test_captured_steps_follow_eager_ones_over_shapes_schedules_and_batches(
 
 def test_captured_measurements_follow_eager_ones(images: Images) -> None:
     plan = plan_of(images, epochs=6, validation_epochs=1, validation_split=0.2)
-    with trainer_with(choose_backend(CUDA)).open(plan, None) as session:
+    with trainer_with(choose_execution(CUDA)).open(plan, None) as session:
         drive(session)
         assert isinstance(session, DiffusionSession)
         assert session.model.evaluation_graphs is not None
@@ -107,7 +107,7 @@ def test_captured_measurements_take_no_memory_from_steps_on_small_gpus(
     plan = plan_of(images[:2], resolution=512, rank=8, epochs=6, validation_epochs=1)
     with (
         gpu_memory_limit(4),
-        trainer_with(choose_backend(CUDA), full_size).open(plan, None) as session,
+        trainer_with(choose_execution(CUDA), full_size).open(plan, None) as session,
     ):
         drive(session)
         assert isinstance(session, DiffusionSession)
@@ -120,7 +120,7 @@ def test_the_default_backend_learns_like_the_reference(images: Images) -> None:
     base = load_base(str(SMALL_BASE))
     base.unet.to(CUDA)
     curve, _ = recipe(base, plan)
-    fast = run(trainer_with(choose_backend(CUDA)), plan).history
+    fast = run(trainer_with(choose_execution(CUDA)), plan).history
     assert [record.loss for record in fast] == pytest.approx(curve, rel=0.02)
     first, last = fast[0].evaluation_loss, fast[-1].evaluation_loss
     assert first is not None
@@ -136,14 +136,14 @@ def test_every_precision_and_layout_follows_eager_float32(
     images: Images, compute: torch.dtype, layout: dict[str, Any]
 ) -> None:
     plan = plan_of(images, epochs=4, batch_size=2, learning_rate=2e-3)
-    backend = replace(CAPTURED, dtype=compute, **layout)
-    fast = run(trainer_with(backend), plan)
+    execution = replace(CAPTURED, dtype=compute, **layout)
+    fast = run(trainer_with(execution), plan)
     assert_alike(fast.history, run(trainer_with(PLAIN), plan).history, within=0.05)
 
 
 def test_a_resumed_run_ends_like_an_uninterrupted_one(images: Images) -> None:
     plan = plan_of(images, epochs=6, batch_size=2, learning_rate=2e-3)
-    trainer = trainer_with(choose_backend(CUDA))
+    trainer = trainer_with(choose_execution(CUDA))
     uninterrupted = run(trainer, plan)
     first = run(trainer, plan, steps=7)
     assert_alike(
@@ -155,8 +155,8 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(images: Images) -> None:
 def test_several_styles_at_once_follow_each_alone(
     images: Images, styles: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    backend = choose_backend(CUDA)
-    alone = trainer_with(backend)
+    execution = choose_execution(CUDA)
+    alone = trainer_with(execution)
     base = load_base(str(SMALL_BASE))
     shared = DiffusionTrainer(base, decode, CUDA, slots=styles, max_wait=60.0)
     plans = [
@@ -211,7 +211,7 @@ def test_a_run_continues_eagerly_where_capture_fails(
     wanted = run(trainer_with(CAPTURED), plan)
     monkeypatch.setattr(torch.cuda.CUDAGraph, what, refuse)
     base = load_base(str(SMALL_BASE))
-    trainer = DiffusionTrainer(base, decode, CUDA, backend=CAPTURED, slots=slots)
+    trainer = DiffusionTrainer(base, decode, CUDA, execution=CAPTURED, slots=slots)
     before = torch.cuda.current_stream()
     with trainer.open(plan, None) as session:
         drive(session)
@@ -224,7 +224,7 @@ def test_a_run_continues_eagerly_where_capture_fails(
 
 def test_a_job_frees_its_memory_and_keeps_the_base_bit_for_bit(images: Images) -> None:
     base = load_base(str(SMALL_BASE))
-    trainer = trainer_with(choose_backend(CUDA), base)
+    trainer = trainer_with(choose_execution(CUDA), base)
     parts = ("unet", "vae", "text_encoder")
     before = {part: copy.deepcopy(getattr(base, part).state_dict()) for part in parts}
     run(trainer, plan_of(images, epochs=4))
@@ -255,7 +255,7 @@ def test_full_size_steps_fit_small_gpus(
 ) -> None:
     plan = plan_of(images[:4], resolution=512, rank=8, batch_size=batch, epochs=8)
     with gpu_memory_limit(gpu_gib):
-        trainer = trainer_with(choose_backend(CUDA), full_size)
+        trainer = trainer_with(choose_execution(CUDA), full_size)
         with trainer.open(plan, None) as session:
             for _ in range(6):
                 session.advance()
@@ -269,7 +269,7 @@ def test_a_gpu_with_less_memory_gets_smaller_batches(
     full_size: BaseModel, images: Images, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = plan_of(images[:4], resolution=512, rank=8, batch_size=4, epochs=5)
-    trainer = trainer_with(choose_backend(CUDA), full_size)
+    trainer = trainer_with(choose_execution(CUDA), full_size)
     full = losses_of(trainer, plan)
     with gpu_memory_limit(4.5):
         found = losses_of(trainer, plan)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel, load_base
+from adapters.diffusion.execution import ExecutionOptions
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from domain.image import TrainingImage
@@ -26,8 +26,8 @@ from tests.diffusion.runs import EVERY_OPTION, plan_of
 pytestmark = pytest.mark.integration
 
 Images = tuple[TrainingImage, ...]
-BFLOAT16 = Backend(dtype=torch.bfloat16, channels_last=True, fused=True)
-FLOAT16 = Backend(dtype=torch.float16)
+BFLOAT16 = ExecutionOptions(dtype=torch.bfloat16, channels_last=True, fused=True)
+FLOAT16 = ExecutionOptions(dtype=torch.float16)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def entering(monkeypatch: pytest.MonkeyPatch, device: FakeDevice) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "options", "slots"),
+    ("execution", "options", "slots"),
     [
         (BFLOAT16, {"epochs": 2, "validation_epochs": 2, **EVERY_OPTION}, 2),
         (FLOAT16, {"epochs": 1, "lora_dropout": 0.1, "use_dora": True}, 1),
@@ -63,7 +63,7 @@ def test_runs_stay_on_their_gpu_without_synchronisation_within_an_epoch(
     images: Images,
     device: FakeDevice,
     monkeypatch: pytest.MonkeyPatch,
-    backend: Backend,
+    execution: ExecutionOptions,
     options: dict[str, Any],
     slots: int,
 ) -> None:
@@ -72,7 +72,7 @@ def test_runs_stay_on_their_gpu_without_synchronisation_within_an_epoch(
     plan = plan_of(images[:2], sample_prompts=("a house",), **options)
     trainer = DiffusionTrainer(
         *(own_base, decode, FAKE_DEVICE),
-        backend=backend,
+        execution=execution,
         slots=slots,
         max_wait=0.0,
         preview_steps=1,

@@ -1,11 +1,11 @@
-"""The default backend has the same loss curve as the reference recipe, number by number."""
+"""The default execution has the same loss curve as the reference recipe, number by number."""
 
 from __future__ import annotations
 
 import pytest
 
-from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.execution import ExecutionOptions
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from domain.image import TrainingImage
@@ -15,7 +15,7 @@ from tests.diffusion.runs import by_layer, plan_of
 
 pytestmark = pytest.mark.integration
 
-FAST = Backend(make_recorder=Tape)
+FAST = ExecutionOptions(make_recorder=Tape)
 
 
 def test_the_default_backend_has_the_loss_curve_and_weights_of_the_reference(
@@ -23,7 +23,7 @@ def test_the_default_backend_has_the_loss_curve_and_weights_of_the_reference(
 ) -> None:
     plan = plan_of(images, epochs=8, batch_size=2, learning_rate=3e-3, validation_epochs=8)
     curve, weights = recipe(base, plan)
-    fast = DiffusionTrainer(base, decode, backend=FAST)
+    fast = DiffusionTrainer(base, decode, execution=FAST)
     with fast.open(plan, None) as session:
         start = by_layer(session)
         while not session.finished:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.diffusion.backend import Backend
 from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.execution import ExecutionOptions
 from adapters.diffusion.oom import MemoryPlan
 from adapters.diffusion.trainer import DiffusionTrainer, compatibility_key
 from adapters.images.decode import decode
@@ -128,7 +128,7 @@ def recording(base: BaseModel, recorder: Tape) -> DiffusionTrainer:
     return DiffusionTrainer(
         base,
         decode,
-        backend=Backend(make_recorder=lambda _: recorder),
+        execution=ExecutionOptions(make_recorder=lambda _: recorder),
         slots=SLOTS,
         max_wait=LONG,
     )

@@ -15,7 +15,7 @@ _MIN_FOR_GRAPHS = (7, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backend:
+class ExecutionOptions:
     """How steps are run. The choices affect speed only; the mathematics is the same."""
 
     dtype: torch.dtype = torch.float32
@@ -34,12 +34,12 @@ class Backend:
     ``channels_last``, the layout that the kernels read."""
 
 
-CPU = Backend(merged_lora=True)
+CPU = ExecutionOptions(merged_lora=True)
 """Eager, in float32."""
 
 
 def compute_on(device: torch.device | str) -> torch.dtype:
-    """The precision of the fastest backend for the device. Runs no self-test."""
+    """The fastest precision on the device. Runs no self-test."""
     device = torch.device(device)
     if device.type != "cuda":
         return torch.float32
@@ -47,8 +47,8 @@ def compute_on(device: torch.device | str) -> torch.dtype:
     return torch.bfloat16 if capability >= (8, 0) else torch.float16
 
 
-def choose_backend(device: torch.device | str) -> Backend:
-    """The fastest backend for the device.
+def choose_execution(device: torch.device | str) -> ExecutionOptions:
+    """The fastest execution options for the device.
 
     bfloat16 where the hardware has it (compute capability 8.0 and above), float16 with loss
     scaling on older cards, float32 on a CPU.
@@ -57,7 +57,7 @@ def choose_backend(device: torch.device | str) -> Backend:
     if device.type != "cuda":
         return CPU
     capability, dtype = torch.cuda.get_device_capability(device), compute_on(device)
-    return Backend(
+    return ExecutionOptions(
         dtype=dtype,
         make_recorder=CudaRecorder if capability >= _MIN_FOR_GRAPHS else None,
         channels_last=True,
@@ -65,11 +65,11 @@ def choose_backend(device: torch.device | str) -> Backend:
     )
 
 
-def describe(backend: Backend) -> str:
-    """The backend as one line for the log."""
-    parts = [str(backend.dtype).removeprefix("torch.")]
-    parts += ["loss scaling"] if backend.dtype == torch.float16 else []
-    parts += ["CUDA graphs" if backend.make_recorder else "eager steps"]
-    parts += ["channels last"] if backend.channels_last else []
-    parts += ["fused kernels"] if backend.fused else []
+def describe(execution: ExecutionOptions) -> str:
+    """The options as one line for the log."""
+    parts = [str(execution.dtype).removeprefix("torch.")]
+    parts += ["loss scaling"] if execution.dtype == torch.float16 else []
+    parts += ["CUDA graphs" if execution.make_recorder else "eager steps"]
+    parts += ["channels last"] if execution.channels_last else []
+    parts += ["fused kernels"] if execution.fused else []
     return ", ".join(parts)
