@@ -33,7 +33,7 @@ from application.ports import (
 )
 from application.stop_signal import StopSignal
 from domain.failure import Failure
-from domain.image import ImageFacts, ImageRefused, PreparedImage
+from domain.image import ImageFacts, ImageRejected, PreparedImage
 from domain.location import Bucket, Location
 from domain.loss_curve import EpochRecord
 from domain.parameters import TrainingParameters
@@ -417,7 +417,7 @@ class MemoryInspector:
         """Facts derived from the bytes, which are returned unchanged."""
         stop.check()
         if data.startswith(b"broken"):
-            raise ImageRefused("the file is damaged")
+            raise ImageRejected("the file is damaged")
         digest = hashlib.sha256(data).digest()
         facts = ImageFacts(
             width=256 + digest[0],

@@ -1,4 +1,4 @@
-"""Fetch a task's images and captions, and sort the images into usable and refused."""
+"""Fetch a task's images and captions, and sort the images into usable and rejected."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from application.ports import (
 )
 from application.stop_signal import StopSignal
 from application.worker_config import WorkerConfig
-from domain.captions import MAX_CAPTION_BYTES, CaptionRefused, read_caption
-from domain.image import ImageRefused, ImageSet, RefusedImage, TrainingImage, folder_repeats
+from domain.captions import MAX_CAPTION_BYTES, CaptionRejected, read_caption
+from domain.image import ImageRejected, ImageSet, RejectedImage, TrainingImage, folder_repeats
 from domain.location import InvalidLocation, Location
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 """Seconds between checks of ``stop`` while images are fetched."""
 
-Fetched = TrainingImage | RefusedImage | BlobDenied
+Fetched = TrainingImage | RejectedImage | BlobDenied
 
 
 class ImagesDenied(BlobDenied):
@@ -43,9 +43,9 @@ def fetch_images(
     *,
     quiet: bool = False,
 ) -> ImageSet:
-    """Fetch and check all ``images`` in order; each is usable, or refused with a reason.
+    """Fetch and check all ``images`` in order; each is usable, or rejected with a reason.
 
-    Repeated entries are refused, so that a few images do not count as many.
+    Repeated entries are rejected, so that a few images do not count as many.
 
     Args:
         resolution: training resolution, as the side of a square in pixels.
@@ -67,12 +67,12 @@ def fetch_images(
         except BlobDenied as error:
             return error
         except BlobMissing:
-            return RefusedImage(name, "the file is not there")
+            return RejectedImage(name, "the file is not there")
         except BlobTooLarge:
             limit = config.max_image_bytes // 1024**2
-            return RefusedImage(name, f"the file is larger than {limit} MB")
-        except ImageRefused as error:
-            return RefusedImage(name, str(error))
+            return RejectedImage(name, f"the file is larger than {limit} MB")
+        except ImageRejected as error:
+            return RejectedImage(name, str(error))
         return TrainingImage(
             name,
             prepared.data,
@@ -88,7 +88,7 @@ def fetch_images(
     denials = [found for found in fetched if isinstance(found, BlobDenied)]
     if denials and not any(isinstance(found, TrainingImage) for found in fetched):
         raise ImagesDenied(str(denials[0]))
-    usable, refused = [], []
+    usable, rejected = [], []
     for image, found in zip(images, fetched, strict=True):
         if isinstance(found, TrainingImage):
             usable.append(found)
@@ -98,13 +98,13 @@ def fetch_images(
         if isinstance(found, BlobDenied):
             if not quiet:
                 log.warning("%s: %s", image.name, found)
-            found = RefusedImage(image.name, "the file is not there or may not be read")
-        refused.append(found)
+            found = RejectedImage(image.name, "the file is not there or may not be read")
+        rejected.append(found)
     for image, times in listed.items():
         if times > 1:
             reason = f"it is listed {times} times, and counts once"
-            refused.append(RefusedImage(image.name, reason, times - 1))
-    return ImageSet(tuple(usable), tuple(refused))
+            rejected.append(RejectedImage(image.name, reason, times - 1))
+    return ImageSet(tuple(usable), tuple(rejected))
 
 
 def _each(
@@ -142,7 +142,7 @@ def _caption(
             continue
         except BlobTooLarge:
             fault = f"it is larger than {MAX_CAPTION_BYTES // 1024} KB"
-        except CaptionRefused as error:
+        except CaptionRejected as error:
             fault = str(error)
         else:
             return text or None

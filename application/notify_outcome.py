@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from application.journal import JobRecord
 from application.lease import Lease
-from application.ports import Clock, Notifier, NotifierRefused, NotifierUnavailable
+from application.ports import Clock, Notifier, NotifierRejected, NotifierUnavailable
 from application.retry import backoff, retry, sleep
 from application.settlement import Ack, DeadLetter, Requeue, Settlement
 from application.stop_signal import StopSignal
@@ -78,7 +78,7 @@ class OutcomeNotifier:
                 continue
             try:
                 self._call(record.job)
-            except NotifierRefused as error:
+            except NotifierRejected as error:
                 return DeadLetter(f"the backend rejects the outcome: {error}")
             except NotifierUnavailable as error:
                 failures += 1

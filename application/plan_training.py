@@ -44,7 +44,7 @@ class TrainingPlanner:
         trainer: Trainer,
         stop: StopSignal,
     ) -> tuple[TrainingPlan, ImageSet]:
-        """Return the plan, and the fetched images including the refused ones.
+        """Return the plan, and the fetched images including the rejected ones.
 
         Args:
             recorded: the parameters of an earlier attempt; they replace the task's.

@@ -192,11 +192,11 @@ class NotifierUnavailable(Unavailable):
     """The backend is unreachable or returned 408, 429 or 5xx."""
 
 
-class NotifierRefused(Exception):
+class NotifierRejected(Exception):
     """The backend rejected the call permanently; the text has its reason."""
 
 
-class StyleGone(NotifierRefused):
+class StyleGone(NotifierRejected):
     """The backend returned 404: the style does not exist or was deleted."""
 
 
@@ -204,7 +204,7 @@ class Notifier(Protocol):
     """Webhooks to the platform's backend. They are not idempotent: the artist is notified of
     each outcome webhook (``completed`` or ``failed``).
 
-    Each method sends one request and raises ``NotifierUnavailable`` or ``NotifierRefused``. After
+    Each method sends one request and raises ``NotifierUnavailable`` or ``NotifierRejected``. After
     ``NotifierUnavailable`` the call may or may not have arrived: the caller checks
     ``has_arrived`` and decides whether to retry.
     """
@@ -356,7 +356,7 @@ class ImageInspector(Protocol):
             resolution: training resolution, as the side of a square in pixels.
 
         Raises:
-            ImageRefused: the image is unusable; the text is the reason, for the artist.
+            ImageRejected: the image is unusable; the text is the reason, for the artist.
             Stopped: ``stop`` was set; raised within a second or two.
         """
 

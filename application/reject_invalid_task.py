@@ -46,11 +46,11 @@ class RejectInvalidTask:
     ) -> Settlement:
         """Reject the message, and return how to settle it. Raises nothing."""
         details = {"field": error.field, "value": error.value, "remedy": error.remedy}
-        refused = DeadLetter(str(error), details)
+        rejected = DeadLetter(str(error), details)
         job_id = invalid_task_id(body)
         self._leave_note(job_id, error, details)
         if error.style_id is None:
-            return refused
+            return rejected
         fresh = TrainingJob(task_id=job_id, style_id=error.style_id)
         failure = Failure(FailureCode.INVALID_TASK, _artist_message(error))
 
@@ -59,7 +59,7 @@ class RejectInvalidTask:
 
         try:
             if error.task_id is not None and self.store.read_job(error.task_id) is not None:
-                return refused  # the job of that task notifies the backend itself
+                return rejected  # the job of that task notifies the backend itself
             record = self.store.open(fresh)
             settlement = process_job(record, decide, self.store, self.notify_outcome, stop)
         except BlobDenied as denied:
@@ -69,7 +69,7 @@ class RejectInvalidTask:
             return settlement_after(
                 broken_off, about, retries=retries, config=self.config, stop=stop
             )
-        return settlement if isinstance(settlement, Requeue) else refused
+        return settlement if isinstance(settlement, Requeue) else rejected
 
     def _leave_note(self, job_id: str, error: InvalidTask, details: dict[str, str]) -> None:
         """Store the rejection under the task id, if the message has one, for operators."""

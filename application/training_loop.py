@@ -13,7 +13,7 @@ from application.checkpoint_storage import CheckpointStorage
 from application.job_store import JobStore
 from application.journal import JobRecord
 from application.lease import Lease
-from application.ports import Notifier, NotifierRefused, StyleGone, TrainingSession, Unavailable
+from application.ports import Notifier, NotifierRejected, StyleGone, TrainingSession, Unavailable
 from application.stop_signal import StopReason, StopSignal
 from application.worker_config import WorkerConfig
 from domain.loss_curve import last_measured_loss
@@ -128,7 +128,7 @@ class TrainingLoop:
         try:
             self.notifier.progress(record.job.style_id, replace(progress, steps_per_second=speed))
             record.style_gone_calls = 0
-        except (Unavailable, NotifierRefused) as error:
+        except (Unavailable, NotifierRejected) as error:
             is_gone = isinstance(error, StyleGone)
             record.style_gone_calls = record.style_gone_calls + 1 if is_gone else 0
             if record.style_gone_calls == MAX_STYLE_GONE:

@@ -66,7 +66,7 @@ def _measured(folder: Path, images: tuple[Location, ...]) -> dict[str, object]:
     return {
         "images": len(images),
         "usable": len(fetched.usable),
-        "refused": sorted({refused.reason for refused in fetched.refused}),
+        "rejected": sorted({rejected.reason for rejected in fetched.rejected}),
         "seconds": round(time.monotonic() - started, 1),
         "peak_gigabytes": round(watch.peak / 1e9, 2),
     }

@@ -34,7 +34,7 @@ _BYTE_ORDER_MARKS = (
 )
 
 
-class CaptionRefused(Exception):
+class CaptionRejected(Exception):
     """The caption file is not readable text; the message has the remedy."""
 
 
@@ -42,15 +42,15 @@ def read_caption(data: bytes) -> str:
     """Return the caption as one line, or an empty string for an empty file.
 
     Raises:
-        CaptionRefused: the data is neither UTF-8 nor UTF-16 or UTF-32 with a BOM.
+        CaptionRejected: the data is neither UTF-8 nor UTF-16 or UTF-32 with a BOM.
     """
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError:
-        raise CaptionRefused("it is not UTF-8; save it as UTF-8") from None
+        raise CaptionRejected("it is not UTF-8; save it as UTF-8") from None
     if "\0" in text:  # UTF-16 without a BOM may be valid UTF-8
-        raise CaptionRefused("it has NUL characters, as UTF-16 has; save it as UTF-8")
+        raise CaptionRejected("it has NUL characters, as UTF-16 has; save it as UTF-8")
     return " ".join(text.split())
 
 

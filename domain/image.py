@@ -1,4 +1,4 @@
-"""The images of one job: usable ones, refused ones with their reasons, and duplicates."""
+"""The images of one job: usable ones, rejected ones with their reasons, and duplicates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NEAR_DUPLICATE_BITS = 3
 """Images whose 64-bit perceptual hashes differ in at most this many bits are near duplicates."""
 
 
-class ImageRefused(Exception):
+class ImageRejected(Exception):
     """The file is unusable for training; the text is the reason, for the artist."""
 
 
@@ -60,7 +60,7 @@ class TrainingImage:
 
 
 @dataclass(frozen=True)
-class RefusedImage:
+class RejectedImage:
     """One file that is not used."""
 
     name: str
@@ -83,7 +83,7 @@ class ImageSet:
     """The outcome of fetching and checking a job's images."""
 
     usable: tuple[TrainingImage, ...]
-    refused: tuple[RefusedImage, ...] = ()
+    rejected: tuple[RejectedImage, ...] = ()
 
     @property
     def duplicates(self) -> tuple[Duplicates, ...]:
@@ -102,14 +102,14 @@ class ImageSet:
         """Require enough usable images.
 
         Raises:
-            TrainingFailed: LOW_QUALITY_DATA, with every refused file and its reason.
+            TrainingFailed: LOW_QUALITY_DATA, with every rejected file and its reason.
         """
         if len(self.usable) >= minimum:
             return
-        reasons = "; ".join(f"{image.name}: {image.reason}" for image in self.refused)
+        reasons = "; ".join(f"{image.name}: {image.reason}" for image in self.rejected)
         usable = len(self.usable)
         if reasons:
-            total = usable + sum(image.times for image in self.refused)
+            total = usable + sum(image.times for image in self.rejected)
             message = (
                 f"Only {usable} of {total} images can be used, and a style needs at least "
                 f"{minimum}. Please replace or add images. Left out: {reasons}."

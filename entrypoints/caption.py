@@ -69,8 +69,8 @@ def _caption(arguments: argparse.Namespace) -> int:
         IsolatedInspector(),
         WorkerConfig(max_image_bytes=MAX_LOCAL_BYTES),
     )
-    for refused in images.refused:
-        print(f"left out {refused.name}: {refused.reason}", file=sys.stderr)
+    for rejected in images.rejected:
+        print(f"left out {rejected.name}: {rejected.reason}", file=sys.stderr)
     without = [image for image in images.usable if find_caption(folder / image.name) is None]
     if not without:
         print("every image has a caption")

@@ -189,7 +189,7 @@ def inspect(
         quiet=True,
     )
     if not images.usable:
-        reasons = "; ".join(f"{refused.name}: {refused.reason}" for refused in images.refused)
+        reasons = "; ".join(f"{rejected.name}: {rejected.reason}" for rejected in images.rejected)
         raise UserError(f"no usable image, replace these: {reasons}")
     return images
 
@@ -209,7 +209,7 @@ def describe_task(
 
     Args:
         parameters: the requested ones with defaults filled in.
-        names: all files, including the refused ones, whose reasons the report shows.
+        names: all files, including the rejected ones, whose reasons the report shows.
     """
     identity = {
         "style_id": arguments.style_id,

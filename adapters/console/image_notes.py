@@ -15,7 +15,7 @@ MUCH_CUT = 0.1
 
 
 def image_notes(images: ImageSet, unused: Sequence[str]) -> Iterator[str]:
-    """Few, refused, unusual and duplicate images, and unused files.
+    """Few, rejected, unusual and duplicate images, and unused files.
 
     Args:
         unused: files beside the images, each with the reason.
@@ -23,9 +23,9 @@ def image_notes(images: ImageSet, unused: Sequence[str]) -> Iterator[str]:
     count = len(images.usable)
     if count < MIN_IMAGES:
         yield f"only {count} usable image{'s' * (count != 1)}: a style is better with 10 to 30"
-    for refused in images.refused:
-        yield f"left out {refused.name}: {refused.reason}"
-    if any("a HEIC file" in refused.reason for refused in images.refused):
+    for rejected in images.rejected:
+        yield f"left out {rejected.name}: {rejected.reason}"
+    if any("a HEIC file" in rejected.reason for rejected in images.rejected):
         yield "to use HEIC files: pip install 'style-trainer[heif]'"
     for image in images.usable:
         for note in image.facts.notes:

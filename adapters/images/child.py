@@ -16,7 +16,7 @@ from typing import Any
 
 from adapters.images.opening import MAX_DECODING_BYTES, open_image
 from adapters.images.prepare import check_sides, prepare
-from domain.image import ImageRefused
+from domain.image import ImageRejected
 
 READY, GO_AHEAD = b"ready", b"go"
 
@@ -46,10 +46,10 @@ def _serve_one(parent: Connection) -> None:
         _send(parent, decoding_bytes=opened.decoding_bytes)
         parent.recv_bytes()
         prepared = prepare(opened, resolution)
-    except ImageRefused as refused:
-        _send(parent, refused=str(refused))
+    except ImageRejected as rejected:
+        _send(parent, rejected=str(rejected))
     except MemoryError:
-        _send(parent, refused="it takes too much memory to decode; please save it smaller")
+        _send(parent, rejected="it takes too much memory to decode; please save it smaller")
     else:
         _send(parent, facts=asdict(prepared.facts))
         parent.send_bytes(prepared.data)

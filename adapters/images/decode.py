@@ -13,7 +13,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from adapters.images.colour import to_srgb
 from adapters.images.jpeg import END, read_structure
 from adapters.images.kinds import Kind
-from adapters.images.opening import ON_ITS_SIDE, OpenedImage, damage_refused, open_image
+from adapters.images.opening import ON_ITS_SIDE, OpenedImage, damage_rejected, open_image
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -49,7 +49,7 @@ def decode(data: bytes) -> Image.Image:
     """Decode an image file at full size; of an animation, the first frame.
 
     Raises:
-        ImageRefused: the file is empty, unsupported, damaged, or needs too much memory.
+        ImageRejected: the file is empty, unsupported, damaged, or needs too much memory.
     """
     return load(open_image(data)).pixels
 
@@ -62,9 +62,9 @@ def load(opened: OpenedImage, fit: Size | None = None) -> DecodedImage:
             keeps the image's size.
 
     Raises:
-        ImageRefused: the file is damaged or incomplete.
+        ImageRejected: the file is damaged or incomplete.
     """
-    with damage_refused():
+    with damage_rejected():
         opened = _load(opened)
         image = opened.image
         convert, note = to_srgb(image, opened.profile)

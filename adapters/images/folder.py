@@ -15,7 +15,7 @@ IMAGE_SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif",
     ".gif", ".bmp", ".tif", ".tiff", ".jxl", ".psd",
 }  # fmt: skip
-"""The second row's formats are not supported: they are inspected, and refused by name."""
+"""The second row's formats are not supported: they are inspected, and rejected by name."""
 
 CAPTIONS_OF_OTHERS = {".caption", ".jsonl"}
 """Suffixes of other trainers' caption files."""

@@ -21,7 +21,7 @@ from typing import Any
 from adapters.images.child import GO_AHEAD
 from adapters.images.opening import MAX_DECODING_BYTES, WORKING_BYTES
 from application.stop_signal import StopSignal
-from domain.image import ImageFacts, ImageRefused, PreparedImage
+from domain.image import ImageFacts, ImageRejected, PreparedImage
 
 PROCESSES = 4
 """Maximum images decoded at a time."""
@@ -60,7 +60,7 @@ class IsolatedInspector:
         for _ in range(2):  # the system may have killed it because others used the memory
             with suppress(_ChildLost):
                 return self._inspect(data, resolution, stop)
-        raise ImageRefused("the decoder crashed on it; please export it again")
+        raise ImageRejected("the decoder crashed on it; please export it again")
 
     def _inspect(self, data: bytes, resolution: int, stop: StopSignal) -> PreparedImage:
         with self._child(stop) as child:
@@ -76,8 +76,8 @@ class IsolatedInspector:
 
     def _ask(self, child: _Child, stop: StopSignal) -> dict[str, Any]:
         message: dict[str, Any] = json.loads(child.receive(time.monotonic() + self._seconds, stop))
-        if "refused" in message:
-            raise ImageRefused(message["refused"])
+        if "rejected" in message:
+            raise ImageRejected(message["rejected"])
         return message
 
     @contextmanager
@@ -91,7 +91,7 @@ class IsolatedInspector:
         try:
             child = child or _Child()
             yield child
-        except ImageRefused:
+        except ImageRejected:
             raise
         except BaseException:
             if child is not None:
@@ -142,7 +142,7 @@ class _Child:
         """The next message.
 
         Raises:
-            ImageRefused: no message in time; the process is killed.
+            ImageRejected: no message in time; the process is killed.
             Stopped: the stop signal is set.
         """
         try:
@@ -150,7 +150,7 @@ class _Child:
                 stop.check()
                 if time.monotonic() > deadline:
                     self.end()
-                    raise ImageRefused("it takes too long to decode; please export it again")
+                    raise ImageRejected("it takes too long to decode; please export it again")
             return self._line.recv_bytes()
         except (EOFError, OSError) as error:
             raise _ChildLost from error

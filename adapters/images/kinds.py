@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-from domain.image import ImageRefused
+from domain.image import ImageRejected
 
 
 class Kind(Enum):
@@ -56,23 +56,23 @@ def kind_of(data: bytes) -> Kind:
     """The format of a file.
 
     Raises:
-        ImageRefused: the file is empty or unsupported; names the format if known.
+        ImageRejected: the file is empty or unsupported; names the format if known.
     """
     if not data:
-        raise ImageRefused("the file is empty")
+        raise ImageRejected("the file is empty")
     beginning = data[:_BEGINNING].removeprefix(b"\xef\xbb\xbf")
     for kind, pattern in _ACCEPTED:
         if pattern.match(beginning):
             return kind
     for signature, name, remedy in _OTHERS:
         if re.match(signature, beginning, re.DOTALL | re.IGNORECASE):
-            raise ImageRefused(f"it is {name}; {remedy}")
-    raise ImageRefused(f"it is not an image of a supported format; {_SAVE_AS}")
+            raise ImageRejected(f"it is {name}; {remedy}")
+    raise ImageRejected(f"it is not an image of a supported format; {_SAVE_AS}")
 
 
-def unsupported(kind: Kind) -> ImageRefused:
+def unsupported(kind: Kind) -> ImageRejected:
     """The error for a format whose decoder is not installed."""
-    return ImageRefused(f"it is {_article(kind)} {kind.value} file; {_SAVE_AS}")
+    return ImageRejected(f"it is {_article(kind)} {kind.value} file; {_SAVE_AS}")
 
 
 def _article(kind: Kind) -> str:

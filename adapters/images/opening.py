@@ -17,7 +17,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from adapters.images.jpeg import read_structure
 from adapters.images.kinds import Kind, kind_of, unsupported
 from adapters.images.png import reduce_png
-from domain.image import ImageRefused
+from domain.image import ImageRejected
 
 MAX_MEGAPIXELS = 100
 """An A2 sheet scanned at 400 dpi has 62. A file of a few kilobytes may declare a hundred times
@@ -70,10 +70,10 @@ def open_image(data: bytes) -> OpenedImage:
     Not with ``Image.open``, which tries unsupported formats, too.
 
     Raises:
-        ImageRefused: the file is empty, unsupported, damaged, or needs too much memory.
+        ImageRejected: the file is empty, unsupported, damaged, or needs too much memory.
     """
     kind = kind_of(data)
-    with damage_refused():
+    with damage_rejected():
         opened = _OPENERS[kind](data)
         notes = opened.notes
         if getattr(opened.image, "n_frames", 1) > 1:
@@ -84,22 +84,22 @@ def open_image(data: bytes) -> OpenedImage:
 
 
 @contextmanager
-def damage_refused() -> Iterator[None]:
-    """Turn any decoder error into ``ImageRefused``.
+def damage_rejected() -> Iterator[None]:
+    """Turn any decoder error into ``ImageRejected``.
 
     Pillow does not document its errors for damaged files; there are about a dozen.
     """
     try:
         yield
-    except (ImageRefused, MemoryError):
+    except (ImageRejected, MemoryError):
         raise
     except Image.DecompressionBombError:
-        raise ImageRefused(
+        raise ImageRejected(
             f"it has far more than the {MAX_MEGAPIXELS} million pixels that are accepted; please "
             "save it smaller"
         ) from None
     except Exception as error:
-        raise ImageRefused(
+        raise ImageRejected(
             "the file is damaged or incomplete; please export or upload it again"
         ) from error
 
@@ -107,7 +107,7 @@ def damage_refused() -> Iterator[None]:
 def _open_jpeg(data: bytes) -> OpenedImage:
     structure = read_structure(data)
     if structure.scans > MAX_SCANS:
-        raise ImageRefused(
+        raise ImageRejected(
             f"it is a JPEG file of {structure.scans:,} scans, and at most {MAX_SCANS} are "
             "accepted; please save it again, not as progressive"
         )
@@ -189,12 +189,12 @@ def _check_size(opened: OpenedImage) -> None:
     width, height = opened.size
     measures = f"it is {width:,} x {height:,} pixels"
     if width * height > MAX_MEGAPIXELS * 1_000_000:
-        raise ImageRefused(
+        raise ImageRejected(
             f"{measures}, {width * height / 1e6:,.0f} million in all, and at most "
             f"{MAX_MEGAPIXELS} million are accepted; please save it smaller"
         )
     if opened.decoding_bytes > MAX_DECODING_BYTES:
-        raise ImageRefused(
+        raise ImageRejected(
             f"{measures}, too many to decode from a {opened.kind.value} file; please save it "
             "smaller, or as PNG"
         )

@@ -12,7 +12,7 @@ from adapters.images.colour import extrema
 from adapters.images.decode import load
 from adapters.images.opening import OpenedImage
 from domain.buckets import bucket_of
-from domain.image import MIN_SIDE_PIXELS, ImageFacts, ImageRefused, PreparedImage
+from domain.image import MIN_SIDE_PIXELS, ImageFacts, ImageRejected, PreparedImage
 
 BLANK_LEVELS = 8
 """An image counts as blank if each channel's levels differ by at most this many of 255."""
@@ -22,11 +22,11 @@ def check_sides(opened: OpenedImage) -> None:
     """Make sure that an image is large enough.
 
     Raises:
-        ImageRefused: it is too small.
+        ImageRejected: it is too small.
     """
     width, height = opened.size
     if min(width, height) < MIN_SIDE_PIXELS:
-        raise ImageRefused(
+        raise ImageRejected(
             f"it is {width} x {height} pixels, and each side needs at least {MIN_SIDE_PIXELS}"
         )
 
@@ -38,18 +38,18 @@ def prepare(opened: OpenedImage, resolution: int) -> PreparedImage:
         resolution: side in pixels of a square; its area is an image's pixel budget.
 
     Raises:
-        ImageRefused: the file is damaged or blank.
+        ImageRejected: the file is damaged or blank.
     """
     size = opened.size
     decoded = load(opened, fit=bucket_of(*size, resolution))
     pixels = decoded.pixels
     if all(high - low <= BLANK_LEVELS for low, high in extrema(pixels)):
         if decoded.transparent:
-            raise ImageRefused(
+            raise ImageRejected(
                 "it is all white once a white background replaces its transparency; "
                 "please export it with a background"
             )
-        raise ImageRefused("it has one colour throughout")
+        raise ImageRejected("it has one colour throughout")
     sha256 = hashlib.sha256(f"{pixels.size}\n".encode() + pixels.tobytes()).hexdigest()
     facts = ImageFacts(*size, sha256, difference_hash(pixels), decoded.notes)
     file = BytesIO()

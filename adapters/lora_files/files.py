@@ -80,7 +80,7 @@ def decode_lora(data: bytes) -> tuple[LoraWeights, dict[str, str]]:
         InvalidLoraFile: not a LoRA of Stable Diffusion 1.5; the message says what it is.
     """
     tensors, metadata = _decode(data)
-    _refuse_other_models(tensors, metadata)
+    _reject_other_models(tensors, metadata)
     weights = from_kohya(tensors) if is_kohya(tensors) else from_diffusers(tensors, metadata)
     return weights, metadata
 
@@ -189,7 +189,7 @@ def _read_peft(folders: Mapping[str, Path]) -> tuple[LoraWeights, dict[str, str]
             found = f"; {pickled.name} is {_PICKLE}" if pickled.is_file() else ""
             raise InvalidLoraFile(f"{folder.name} has no {PEFT_WEIGHTS}{found}")
         tensors, metadata = _decode(file.read_bytes())
-        _refuse_other_models(tensors, metadata)
+        _reject_other_models(tensors, metadata)
         config = json_object((folder / PEFT_CONFIG).read_text(encoding="utf-8"), PEFT_CONFIG)
         weights = {**weights, **from_peft(model, tensors, config)}
     return weights, metadata
@@ -211,7 +211,7 @@ def _decode(data: bytes) -> tuple[Tensors, dict[str, str]]:
     return tensors, metadata
 
 
-def _refuse_other_models(tensors: Tensors, metadata: Mapping[str, str]) -> None:
+def _reject_other_models(tensors: Tensors, metadata: Mapping[str, str]) -> None:
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     if (kind := other_model(shapes, metadata)) is not None:
         raise InvalidLoraFile(f"it is {kind}")

@@ -19,7 +19,7 @@ from application.ports import (
     Delivery,
     DeliveryLost,
     Notifier,
-    NotifierRefused,
+    NotifierRejected,
     PreconditionFailed,
     Queue,
     QueueUnavailable,
@@ -44,7 +44,7 @@ _QUEUE_RESULTS: dict[type[Exception], str] = {
 }
 _BACKEND_RESULTS: dict[type[Exception], str] = {
     Unavailable: "unavailable",
-    NotifierRefused: "refused",
+    NotifierRejected: "refused",
 }
 
 

@@ -70,10 +70,10 @@ class AuthMiddleware:
             await send(message)
 
         request = Request(scope, receive)
-        response = await self._refuse(request)
+        response = await self._reject(request)
         await (response or self._app)(scope, receive, send_with_headers)
 
-    async def _refuse(self, request: Request) -> Response | None:
+    async def _reject(self, request: Request) -> Response | None:
         """The response to a request without access; None to pass it on."""
         if self._local_names_only and not is_loopback(_host_name(request.headers)):
             return PlainTextResponse(

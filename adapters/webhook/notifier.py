@@ -10,7 +10,7 @@ from typing import Any
 from adapters.webhook.options import WebhookOptions
 from adapters.webhook.response import check_response, connection_error, json_object
 from adapters.webhook.transport import Response, Transport, TransportError
-from application.ports import Clock, NotifierRefused, NotifierUnavailable
+from application.ports import Clock, NotifierRejected, NotifierUnavailable
 from domain.failure import Failure
 from domain.progress import Progress
 from domain.results import Artifact, TrainingMetric
@@ -24,7 +24,7 @@ STYLE = "/api/styles/{}/"
 """Public path of a completed style; 404 while it trains and after a failure."""
 
 Body = Mapping[str, Any]
-Error = NotifierUnavailable | NotifierRefused
+Error = NotifierUnavailable | NotifierRejected
 
 
 @dataclass(frozen=True)
@@ -105,19 +105,19 @@ class WebhookNotifier:
 
         Raises:
             NotifierUnavailable: the backend is unreachable or down, or TLS fails.
-            NotifierRefused: another server answers, or the backend denies access.
+            NotifierRejected: another server answers, or the backend denies access.
         """
         timeout = self._options.progress_timeout
         found = self._transport.exchange("PATCH", PROGRESS, {}, {}, connect=timeout, read=timeout)
         url = self._options.base_url
         if isinstance(found, Response) and found.status == 400:
             return f"{url} accepts the token; {self._check_styles()}"
-        error = self._checked(found) or NotifierRefused(
+        error = self._checked(found) or NotifierRejected(
             "an empty call was accepted instead of rejected with 400"
         )
         ours = isinstance(found, Response) and found.status in (401, 403)
-        if isinstance(error, NotifierRefused) and not ours:
-            raise NotifierRefused(f"{url} is not the backend's host or path: {error}")
+        if isinstance(error, NotifierRejected) and not ours:
+            raise NotifierRejected(f"{url} is not the backend's host or path: {error}")
         raise error
 
     def _check_styles(self) -> str:

@@ -70,18 +70,18 @@ def checked_address(url: str, *, allow_http: bool = False) -> str:
     """
     # Parsers disagree about other characters in a URL, and so about the host.
     if not re.fullmatch(_ADDRESS, url):
-        raise _refused("this is not a URL", _REMEDY)
+        raise _rejected("this is not a URL", _REMEDY)
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
     except ValueError as error:
-        raise _refused(str(error), _REMEDY) from None
+        raise _rejected(str(error), _REMEDY) from None
     if parts.scheme == "http" and not allow_http and not is_loopback(host):
         remedy = (
             f"give https://{parts.netloc}{parts.path}, or set BACKEND_ALLOW_HTTP=true where "
             "the network between worker and backend is private"
         )
-        raise _refused(f"the token must not be sent to {host} unencrypted", remedy)
+        raise _rejected(f"the token must not be sent to {host} unencrypted", remedy)
     return url.rstrip("/")
 
 
@@ -107,5 +107,5 @@ def check_token(token: str, *, allow_short: bool = False) -> None:
         )
 
 
-def _refused(problem: str, remedy: str) -> InvalidBackend:
+def _rejected(problem: str, remedy: str) -> InvalidBackend:
     return InvalidBackend(f"BACKEND_API_URL: {problem}; {remedy}")

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from adapters.common.retry_after import retry_after
 from adapters.common.text import printable
 from adapters.webhook.transport import Response, TransportError
-from application.ports import NotifierRefused, NotifierUnavailable, StyleGone
+from application.ports import NotifierRejected, NotifierUnavailable, StyleGone
 
 MAX_REASON_CHARACTERS = 300
 
@@ -28,12 +28,12 @@ _FROM_A_PROXY = {502, 504}
 
 def check_response(
     response: Response, now: datetime, secret: str
-) -> NotifierUnavailable | NotifierRefused | None:
+) -> NotifierUnavailable | NotifierRejected | None:
     """None if the backend has accepted the call, else the error to raise.
 
     The backend does not deduplicate calls, so a 2xx response is never retried. With
     ``{"success": true}`` or a truncated body it is a success. With any other body, such as a web
-    page of another host, the call counts as refused, and an operator has to look at it.
+    page of another host, the call counts as rejected, and an operator has to look at it.
 
     Args:
         now: for a ``Retry-After`` with a date.
@@ -46,7 +46,7 @@ def check_response(
         text = (
             'instead of {"success": true}; check whether BACKEND_API_URL is the backend\'s address'
         )
-        return NotifierRefused(f"{reason}, {text}")
+        return NotifierRejected(f"{reason}, {text}")
     if response.status in (408, 429) or response.status >= 500:
         if response.status in _FROM_A_PROXY:
             reason += ", from a proxy: the backend may or may not have received the call"
@@ -55,13 +55,13 @@ def check_response(
     if 300 <= response.status < 400:
         target = readable(response.headers.get("Location", "nowhere"), secret)
         text = f"redirects to {target}; the token is not sent there: set BACKEND_API_URL"
-        return NotifierRefused(f"{reason}, {text} to the final address")
+        return NotifierRejected(f"{reason}, {text} to the final address")
     if response.status == 404:
         return StyleGone(f"{reason}; {_REMEDIES[404]}")
     remedy = _REMEDIES.get(
         response.status, "check whether BACKEND_API_URL is the backend's address"
     )
-    return NotifierRefused(f"{reason}; {remedy}")
+    return NotifierRejected(f"{reason}; {remedy}")
 
 
 def connection_error(silence: TransportError, url: str, secret: str) -> NotifierUnavailable:

@@ -127,7 +127,7 @@ def folders(tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("kind", ["empty", "pickled", "base"])
-def test_another_model_is_refused_with_the_remedy(folders: dict[str, Path], kind: str) -> None:
+def test_another_model_is_rejected_with_the_remedy(folders: dict[str, Path], kind: str) -> None:
     with pytest.raises(
         CaptionModelInvalid, match=r"give the folder or the hub name .*safetensors"
     ):

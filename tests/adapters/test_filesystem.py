@@ -301,7 +301,7 @@ def test_a_blob_cannot_replace_a_folder_or_lie_below_a_blob(blobs: FileBlobStore
 @pytest.mark.parametrize(
     ("name", "expected"), [("x" * 300, BlobMissing), ("lone \udcff\ud800 surrogate", BlobDenied)]
 )
-def test_an_invalid_file_name_is_refused(
+def test_an_invalid_file_name_is_rejected(
     blobs: FileBlobStore, name: str, expected: type[Exception]
 ) -> None:
     blobs.put(AT, b"1")
@@ -326,7 +326,7 @@ def test_files_put_there_by_hand_are_blobs_if_a_key_can_name_them(
     assert blobs.list(Bucket("out"), "") == found
 
 
-def test_a_huge_file_is_refused_unread(root: Path, blobs: FileBlobStore) -> None:
+def test_a_huge_file_is_rejected_unread(root: Path, blobs: FileBlobStore) -> None:
     root.mkdir()
     with (root / "huge.png").open("wb") as file:
         file.truncate(2**40)

@@ -29,7 +29,7 @@ from application.ports import (
     Delivery,
     DeliveryLost,
     IfAbsent,
-    NotifierRefused,
+    NotifierRejected,
     NotifierUnavailable,
     QueueUnavailable,
 )
@@ -440,7 +440,7 @@ def test_a_lost_lease_is_counted_separately(metrics: Metrics, clock: ManualClock
 
 @pytest.mark.parametrize(
     ("error", "result"),
-    [(NotifierUnavailable("503"), "unavailable"), (NotifierRefused("404"), "refused")],
+    [(NotifierUnavailable("503"), "unavailable"), (NotifierRejected("404"), "refused")],
 )
 def test_a_failing_backend_is_counted_by_its_response(
     error: Exception, result: str, metrics: Metrics, clock: ManualClock

@@ -67,14 +67,14 @@ def test_a_tls_url_has_the_tls_port_by_default() -> None:
         ("amqp://u:s3cret@broker.example/v#w", "has a query"),
     ],
 )
-def test_an_invalid_url_is_refused_without_showing_its_password(url: str, problem: str) -> None:
+def test_an_invalid_url_is_rejected_without_showing_its_password(url: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem) as raised:
         RabbitOptions.from_url(url)
     assert "s3cret" not in str(raised.value)
     assert raised.value.__suppress_context__ or raised.value.__context__ is None
 
 
-def test_tls_options_for_a_url_without_tls_are_refused() -> None:
+def test_tls_options_for_a_url_without_tls_are_rejected() -> None:
     with pytest.raises(ValueError, match="without TLS: write amqps://"):
         RabbitOptions.from_url("amqp://broker.example", tls=TlsOptions())
 
@@ -126,12 +126,12 @@ def test_a_host_is_a_name_or_an_address_only(host: str) -> None:
 
 
 @pytest.mark.parametrize("queue", ["", "amq.mine", "ß" * 101])
-def test_an_invalid_queue_name_is_refused(queue: str) -> None:
+def test_an_invalid_queue_name_is_rejected(queue: str) -> None:
     with pytest.raises(ValueError, match="give a name of at most 200 bytes"):
         RabbitOptions(queue=queue)
 
 
-def test_a_key_without_its_certificate_is_refused() -> None:
+def test_a_key_without_its_certificate_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"key='mine\.key': give the certificate"):
         TlsOptions(key=Path("mine.key"))
 
@@ -235,12 +235,12 @@ def test_reconnect_delays_grow_and_the_problem_is_logged_once(
 ) -> None:
     tries: list[float] = []
 
-    def refuse() -> Any:
+    def reject() -> Any:
         tries.append(time.monotonic())
         raise ConnectionRefusedError
 
     options = RabbitOptions(first_reconnect_delay=0.01)
-    connection = Connection(options, refuse, lambda: None, SystemClock(), lambda: 1.0)
+    connection = Connection(options, reject, lambda: None, SystemClock(), lambda: 1.0)
     with pytest.raises(QueueUnavailable, match="the connection was refused"):
         connection.call(lambda _: None)
     eventually(lambda: len(tries) == 6)
@@ -326,23 +326,23 @@ def test_the_consumer_requests_a_longer_timeout(amqp: MagicMock) -> None:
 def test_if_the_broker_rejects_the_timeout_argument_the_worker_consumes_without_it(
     amqp: MagicMock,
 ) -> None:
-    _publisher, refused, consumer = amqp.channel.side_effect = [MagicMock() for _ in range(3)]
+    _publisher, rejected, consumer = amqp.channel.side_effect = [MagicMock() for _ in range(3)]
     text = "PRECONDITION_FAILED - invalid arg 'x-consumer-timeout' for queue 'tasks' in vhost '/'"
-    refused.basic_consume.side_effect = ChannelClosedByBroker(406, text)
+    rejected.basic_consume.side_effect = ChannelClosedByBroker(406, text)
     open_session().consume()
     assert not consumer.basic_consume.call_args.kwargs["arguments"]
 
 
-def test_a_consumer_refused_for_another_reason_is_refused(amqp: MagicMock) -> None:
-    refusal = ChannelClosedByBroker(403, "ACCESS_REFUSED - read access to queue 'tasks'")
-    amqp.channel.return_value.basic_consume.side_effect = refusal
+def test_a_consumer_rejected_for_another_reason_is_rejected(amqp: MagicMock) -> None:
+    rejection = ChannelClosedByBroker(403, "ACCESS_REFUSED - read access to queue 'tasks'")
+    amqp.channel.return_value.basic_consume.side_effect = rejection
     with pytest.raises(ChannelClosedByBroker, match="ACCESS_REFUSED"):
         open_session().consume()
 
 
 def test_a_session_that_cannot_declare_its_queues_leaves_no_connection(amqp: MagicMock) -> None:
-    refusal = ChannelClosedByBroker(406, "other arguments")
-    amqp.channel.return_value.queue_declare.side_effect = refusal
+    rejection = ChannelClosedByBroker(406, "other arguments")
+    amqp.channel.return_value.queue_declare.side_effect = rejection
     with pytest.raises(ChannelClosedByBroker):
         open_session()
     amqp.close.assert_called_once()
@@ -355,7 +355,7 @@ def test_counting_the_messages_leaves_no_channel(amqp: MagicMock) -> None:
     publisher.close.assert_not_called()
 
 
-def refused(code: int, text: str) -> ConnectionClosedByBroker:
+def rejected(code: int, text: str) -> ConnectionClosedByBroker:
     return ConnectionClosedByBroker(code, text)
 
 
@@ -384,20 +384,20 @@ def refused(code: int, text: str) -> ConnectionClosedByBroker:
         (exceptions.StreamLostError(), r"the connection was cut \(StreamLostError\)$"),
         (OSError(113, "No route to host"), "No route to host$"),
         (
-            refused(406, "delivery on channel 1 timed out"),
+            rejected(406, "delivery on channel 1 timed out"),
             "raise consumer_timeout in its configuration",
         ),
         (
-            refused(406, "inequivalent arg 'x' for queue 'model_training' in vhost '/'"),
+            rejected(406, "inequivalent arg 'x' for queue 'model_training' in vhost '/'"),
             "set the right queue, or move the messages",
         ),
         (
-            refused(406, "inequivalent arg 'x' for queue 'model_training.dead' in vhost '/'"),
+            rejected(406, "inequivalent arg 'x' for queue 'model_training.dead' in vhost '/'"),
             "delete it when it is empty",
         ),
-        (refused(406, "invalid arg 'x' for queue 'model_training'"), "it rejects this call"),
-        (refused(403, "no"), "'guest' lacks permissions: grant configure, write, read"),
-        (refused(320, "shutdown"), r"it closed the connection \(320\) shutdown$"),
+        (rejected(406, "invalid arg 'x' for queue 'model_training'"), "it rejects this call"),
+        (rejected(403, "no"), "'guest' lacks permissions: grant configure, write, read"),
+        (rejected(320, "shutdown"), r"it closed the connection \(320\) shutdown$"),
         (ChannelClosedByBroker(404, "no"), r"it closed the channel or connection \(404\) no$"),
         (exceptions.AMQPConnectionError(), "AMQPConnectionError: "),
     ],

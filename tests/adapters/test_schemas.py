@@ -150,7 +150,7 @@ TOO_MANY_IMAGES = [f"s3://b/{n}" for n in range(101)]
         ("created_at", "0001-01-01T00:00:00+23:59", "created_at", "ISO 8601"),
     ],
 )
-def test_an_invalid_value_is_refused_with_field_and_remedy(
+def test_an_invalid_value_is_rejected_with_field_and_remedy(
     path: str, value: object, field: str, remedy: str
 ) -> None:
     with pytest.raises(InvalidTask) as caught:
@@ -175,14 +175,14 @@ def test_an_invalid_value_is_refused_with_field_and_remedy(
         b"{}{}",
     ],
 )
-def test_invalid_json_is_refused(body: bytes) -> None:
+def test_invalid_json_is_rejected(body: bytes) -> None:
     with pytest.raises(InvalidTask, match="send JSON in UTF-8") as caught:
         read(body)
     assert caught.value.field == "message"
 
 
 @pytest.mark.parametrize("body", [b"null", b"5", b'"text"', b"[]"])
-def test_json_other_than_an_object_is_refused(body: bytes) -> None:
+def test_json_other_than_an_object_is_rejected(body: bytes) -> None:
     with pytest.raises(InvalidTask, match="give an object"):
         read(body)
 
@@ -203,7 +203,7 @@ def test_the_size_of_a_message_is_limited() -> None:
         ('"epochs": 200', '"new": [{"a\\nb": 1, "a\\nb": 2}]', r"'a\nb'", 123),
     ],
 )
-def test_a_duplicate_key_is_refused_by_name(
+def test_a_duplicate_key_is_rejected_by_name(
     once: str, twice: str, key: str, style_id: int | None
 ) -> None:
     body = json.dumps(MESSAGE).replace(once, twice)
@@ -213,7 +213,7 @@ def test_a_duplicate_key_is_refused_by_name(
     assert caught.value.style_id == style_id
 
 
-def test_a_long_message_of_duplicate_keys_and_huge_numbers_is_refused() -> None:
+def test_a_long_message_of_duplicate_keys_and_huge_numbers_is_rejected() -> None:
     for filling in ('"a":1,' * 40_000, f'"a":{"9" * 4000},' * 60):
         body = b"{" + filling.encode() + b'"a":1}'
         with pytest.raises(InvalidTask) as caught:
@@ -252,7 +252,7 @@ def test_a_foreign_message_has_no_style_to_report_as_failed() -> None:
     assert caught.value.style_id is None
 
 
-def test_a_number_beyond_float_range_is_refused() -> None:
+def test_a_number_beyond_float_range_is_rejected() -> None:
     with pytest.raises(InvalidTask, match="learning_rate"):
         read(with_value("data.parameters.learning_rate", 10**400))
 
@@ -408,46 +408,46 @@ PATHS = [
 ]
 
 
-def reads_or_refuses(body: bytes) -> None:
-    task, refusal = None, None
+def reads_or_rejects(body: bytes) -> None:
+    task, rejection = None, None
     try:
         task = read(body)
     except InvalidTask as error:
-        refusal = error
-    if refusal is not None:
-        assert refusal.remedy
-        assert "\n" not in str(refusal)
+        rejection = error
+    if rejection is not None:
+        assert rejection.remedy
+        assert "\n" not in str(rejection)
     if task is not None:
         assert read(encode_task(task)) == task
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary())
-def test_any_bytes_are_read_or_refused(body: bytes) -> None:
-    reads_or_refuses(body)
+def test_any_bytes_are_read_or_rejected(body: bytes) -> None:
+    reads_or_rejects(body)
 
 
 @settings(max_examples=60, deadline=None)
 @given(anything)
-def test_any_json_is_read_or_refused(value: object) -> None:
-    reads_or_refuses(json.dumps(value).encode())
+def test_any_json_is_read_or_rejected(value: object) -> None:
+    reads_or_rejects(json.dumps(value).encode())
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(PATHS), anything | st.just(ABSENT))
-def test_a_task_with_any_one_value_changed_is_read_or_refused(path: str, value: object) -> None:
+def test_a_task_with_any_one_value_changed_is_read_or_rejected(path: str, value: object) -> None:
     try:
         body = with_value(path, value)
     except KeyError:
         return
-    reads_or_refuses(body)
+    reads_or_rejects(body)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 700), st.integers(0, 20), st.binary(max_size=6))
-def test_a_corrupted_task_is_read_or_refused(at: int, cut: int, put: bytes) -> None:
+def test_a_corrupted_task_is_read_or_rejected(at: int, cut: int, put: bytes) -> None:
     body = json.dumps(MESSAGE).encode()
-    reads_or_refuses(body[:at] + put + body[at + cut :])
+    reads_or_rejects(body[:at] + put + body[at + cut :])
 
 
 def test_webhook_bodies_match_the_contract() -> None:

@@ -269,7 +269,7 @@ def test_no_file_of_the_page_names_another_host() -> None:
 @pytest.mark.parametrize(
     "host", ["evil.example", "127.0.0.1.evil.example", "", "192.168.1.5:8080"]
 )
-def test_an_unknown_host_header_is_refused(host: str) -> None:
+def test_an_unknown_host_header_is_rejected(host: str) -> None:
     client = local(idle())
     for path in (*PATHS, "/health/ready"):
         response = client.get(path, headers={"Host": host})
@@ -357,13 +357,13 @@ def test_a_token_that_is_set_is_required_on_loopback_too() -> None:
         ("127.0.0.1", "short", "give 16 or more"),
     ],
 )
-def test_a_public_page_without_a_strong_token_is_refused_in_one_line(
+def test_a_public_page_without_a_strong_token_is_rejected_in_one_line(
     host: str, token: str | None, message: str
 ) -> None:
-    with pytest.raises(InvalidBinding) as refused:
+    with pytest.raises(InvalidBinding) as rejected:
         build_app(idle().sources(), host=host, token=token)
-    assert message in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert message in str(rejected.value)
+    assert "\n" not in str(rejected.value)
 
 
 def test_a_loopback_page_needs_no_token() -> None:

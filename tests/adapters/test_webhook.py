@@ -18,7 +18,7 @@ from adapters.webhook.response import (
     readable,
 )
 from adapters.webhook.transport import Response, TransportError
-from application.ports import NotifierRefused, NotifierUnavailable
+from application.ports import NotifierRejected, NotifierUnavailable
 from tests.services.waiting import eventually
 
 TOKEN = 'quoted"slashed/and-more-0123456789-abcdefgh'
@@ -84,7 +84,7 @@ def test_https_is_allowed_anywhere_and_http_on_loopback(url: str) -> None:
         "",
     ],
 )
-def test_a_url_unsafe_for_the_token_is_refused_with_the_settings_name(
+def test_a_url_unsafe_for_the_token_is_rejected_with_the_settings_name(
     url: str,
 ) -> None:
     with pytest.raises(InvalidBackend, match=r"BACKEND_API_URL.*give https://") as caught:
@@ -98,7 +98,7 @@ def test_the_remedy_for_plain_http_is_the_same_address_with_https() -> None:
 
 
 @pytest.mark.parametrize("token", ["", "short", "with space " * 5, "line\n" * 10, "ü" * 40])
-def test_a_token_invalid_in_a_header_is_refused_and_not_shown(token: str) -> None:
+def test_a_token_invalid_in_a_header_is_rejected_and_not_shown(token: str) -> None:
     with pytest.raises(InvalidBackend, match=r"INTERNAL_API_TOKEN.*give") as caught:
         options(token=token)
     assert not token or token not in str(caught.value)
@@ -143,7 +143,7 @@ def test_a_2xx_status_is_a_success_even_without_its_body(status: int, body: byte
 )
 def test_a_2xx_status_with_a_foreign_body_is_never_retried(body: bytes) -> None:
     error = judged(200, body)
-    assert isinstance(error, NotifierRefused)
+    assert isinstance(error, NotifierRejected)
     assert "BACKEND_API_URL" in str(error)
 
 
@@ -160,7 +160,7 @@ def test_a_2xx_status_with_a_foreign_body_is_never_retried(body: bytes) -> None:
 )
 def test_a_rejection_has_status_reason_and_remedy(status: int, remedy: str) -> None:
     error = judged(status, b'{"success": false, "error": "style 7 is\\n\\u001b[31m gone"}')
-    assert isinstance(error, NotifierRefused)
+    assert isinstance(error, NotifierRejected)
     assert rf"returned {status} (style 7 is \u001b[31m gone)" in str(error)
     assert remedy in str(error)
 
@@ -185,9 +185,9 @@ def test_after_a_proxys_response_the_call_may_have_arrived(status: int, uncertai
 
 
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
-def test_a_redirect_is_refused_and_its_target_named(status: int) -> None:
+def test_a_redirect_is_rejected_and_its_target_named(status: int) -> None:
     error = judged(status, Location="https://www.example.com/x")
-    assert isinstance(error, NotifierRefused)
+    assert isinstance(error, NotifierRejected)
     assert "https://www.example.com/x; the token is not sent there" in str(error)
 
 

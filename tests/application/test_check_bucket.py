@@ -15,7 +15,7 @@ PROBE = Location("models", "jobs/check/worker-1")
 
 
 @pytest.mark.parametrize("ignored", [IfAbsent, IfMatch])
-def test_a_store_that_ignores_a_condition_is_refused_and_left_clean(
+def test_a_store_that_ignores_a_condition_is_rejected_and_left_clean(
     ignored: type[Condition],
 ) -> None:
     class Careless(MemoryBlobStore):
@@ -44,7 +44,7 @@ def test_a_store_that_compares_etags_without_quotes_is_named() -> None:
     assert blobs.blobs == {}
 
 
-def test_a_store_that_reads_back_something_else_is_refused() -> None:
+def test_a_store_that_reads_back_something_else_is_rejected() -> None:
     class Forgetful(MemoryBlobStore):
         def get(self, at: Location, **how: Any) -> Blob:
             return Blob(b"what lay there before", super().get(at, **how).etag)
@@ -62,7 +62,7 @@ def test_two_concurrent_checks_are_told_to_check_again() -> None:
         check_bucket(Shared(), PROBE, write=True)
 
 
-def test_a_bucket_that_may_be_listed_and_not_read_is_refused() -> None:
+def test_a_bucket_that_may_be_listed_and_not_read_is_rejected() -> None:
     class Unreadable(MemoryBlobStore):
         def get(self, at: Location, **_how: Any) -> Blob:
             raise BlobDenied(f"403 for {at}")

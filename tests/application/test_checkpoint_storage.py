@@ -174,10 +174,10 @@ def test_training_continues_while_the_store_is_unavailable(
 def test_a_job_whose_checkpoint_is_denied_is_retried_later_and_finally_dead_lettered(
     world: World, uploads: ThreadPoolExecutor
 ) -> None:
-    def refuse() -> None:
+    def reject() -> None:
         raise BlobDenied("not yours")
 
-    worker = a_worker(world, blobs=Gated(world, refuse), uploads=uploads)
+    worker = a_worker(world, blobs=Gated(world, reject), uploads=uploads)
     outcome = worker(a_task(), StopSignal())
     assert isinstance(outcome, RetryLater)
     assert outcome.reason == "not yours"

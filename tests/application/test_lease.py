@@ -300,10 +300,10 @@ def test_a_lease_that_cannot_be_deleted_is_deleted_on_redelivery(world: World) -
 def test_a_store_that_denies_deletes_fails_no_job(world: World) -> None:
     class Keeping:
         def __getattr__(self, name: str) -> Any:
-            def refuse(at: Location) -> None:
+            def reject(at: Location) -> None:
                 raise BlobDenied(f"403 for {at}")
 
-            return refuse if name == "delete" else getattr(world.blobs, name)
+            return reject if name == "delete" else getattr(world.blobs, name)
 
     assert world.worker(blobs=Keeping())(a_task(), StopSignal()) == Ack()
     assert world.worker(blobs=Keeping())(a_task(), StopSignal()) == Ack()

@@ -11,7 +11,7 @@ import pytest
 from application.journal import JobRecord
 from application.lease import LeaseLost
 from application.notify_outcome import MAX_CALL_SECONDS, OutcomeNotifier
-from application.ports import BlobUnavailable, NotifierRefused, NotifierUnavailable
+from application.ports import BlobUnavailable, NotifierRejected, NotifierUnavailable
 from application.settlement import Ack, DeadLetter, Requeue
 from application.stop_signal import StopReason, StopSignal
 from domain.failure import Failure, FailureCode
@@ -125,8 +125,8 @@ def test_a_call_that_may_not_have_arrived_is_repeated(world: World, arrived: boo
     assert len(backend.tasks) == 2
 
 
-def test_a_refusal_is_not_repeated(world: World) -> None:
-    backend = ScriptedNotifier(NotifierRefused("404"))
+def test_a_rejection_is_not_repeated(world: World) -> None:
+    backend = ScriptedNotifier(NotifierRejected("404"))
     assert announce(world, backend) == DeadLetter("the backend rejects the outcome: 404")
     assert len(backend.tasks) == 1
 

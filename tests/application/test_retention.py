@@ -78,11 +78,11 @@ def test_cleanup_missed_by_a_crash_is_done_on_redelivery(world: World) -> None:
 def test_old_checkpoints_that_cannot_be_listed_are_kept(
     world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def refuse(_bucket: str, _prefix: str) -> list[Location]:
+    def reject(_bucket: str, _prefix: str) -> list[Location]:
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(world.blobs, "list", refuse)
+        patched.setattr(world.blobs, "list", reject)
         assert world.worker()(a_task(), StopSignal()) == Ack()
     assert stored_epochs(world) == [10, 20, 25]
 

@@ -15,7 +15,7 @@ from application.journal import encode_job
 from application.ports import (
     Blob,
     BlobDenied,
-    NotifierRefused,
+    NotifierRejected,
     NotifierUnavailable,
     StyleGone,
 )
@@ -218,14 +218,14 @@ def test_a_denied_journal_bucket_loses_no_task(world: World) -> None:
 def test_a_call_rejected_by_the_backend_is_dead_lettered_and_can_be_replayed(
     world: World,
 ) -> None:
-    class Refusing:
+    class Rejecting:
         def __getattr__(self, name: str) -> Any:
-            def refuse(*args: Any) -> None:
-                raise NotifierRefused("404: the style is gone")
+            def reject(*args: Any) -> None:
+                raise NotifierRejected("404: the style is gone")
 
-            return refuse
+            return reject
 
-    outcome = world.worker(notifier=Refusing())(a_task(), StopSignal())
+    outcome = world.worker(notifier=Rejecting())(a_task(), StopSignal())
     assert isinstance(outcome, DeadLetter)
     assert "404" in outcome.reason
     assert world.job().state is JobState.ANNOUNCING

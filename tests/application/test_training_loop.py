@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adapters.memory import MemoryBlobStore, MemoryTrainer
-from application.ports import BlobDenied, BlobUnavailable, NotifierRefused, NotifierUnavailable
+from application.ports import BlobDenied, BlobUnavailable, NotifierRejected, NotifierUnavailable
 from application.settlement import Ack, Requeue
 from application.stop_signal import StopReason, StopSignal
 from domain.events import CheckpointSaved, JobStarted, PartTimed, ProgressMade
@@ -87,7 +87,7 @@ def test_repeated_steps_are_sent_with_the_current_speed(world: World) -> None:
     assert all(p.steps_per_second == pytest.approx(0.2) for p in sent)
 
 
-@pytest.mark.parametrize("error", [NotifierUnavailable("502"), NotifierRefused("404")])
+@pytest.mark.parametrize("error", [NotifierUnavailable("502"), NotifierRejected("404")])
 def test_progress_that_is_not_delivered_is_no_error(
     world: World,
     monkeypatch: pytest.MonkeyPatch,
@@ -105,10 +105,10 @@ def test_progress_that_is_not_delivered_is_no_error(
 
 
 SILENCE = NotifierUnavailable("no answer within 5 s")
-REFUSAL = NotifierRefused("400")
+REJECTION = NotifierRejected("400")
 
 
-@pytest.mark.parametrize("errors", [[SILENCE], [SILENCE, REFUSAL], [REFUSAL]])
+@pytest.mark.parametrize("errors", [[SILENCE], [SILENCE, REJECTION], [REJECTION]])
 def test_the_completion_call_waits_until_abandoned_progress_cannot_arrive(
     world: World, monkeypatch: pytest.MonkeyPatch, errors: list[Exception]
 ) -> None:

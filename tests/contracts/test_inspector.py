@@ -13,7 +13,7 @@ from adapters.images.isolated import IsolatedInspector
 from adapters.memory import MemoryInspector
 from application.ports import ImageInspector
 from application.stop_signal import Stopped, StopReason, StopSignal
-from domain.image import MIN_SIDE_PIXELS, ImageFacts, ImageRefused
+from domain.image import MIN_SIDE_PIXELS, ImageFacts, ImageRejected
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def test_equal_files_have_equal_facts_and_others_do_not(harness: Harness) -> Non
     assert first.perceptual_hash != second.perceptual_hash
 
 
-def test_invalid_images_are_refused_with_a_reason(harness: Harness) -> None:
-    with pytest.raises(ImageRefused, match=r"^.+$"):
+def test_invalid_images_are_rejected_with_a_reason(harness: Harness) -> None:
+    with pytest.raises(ImageRejected, match=r"^.+$"):
         inspect(harness, harness.broken)
 
 

@@ -243,7 +243,7 @@ def test_listing_dead_letters_keeps_them_and_a_chosen_one_is_requeued(harness: H
     bodies = [b'{"n": 1}', b'{"n": 2}', b'{"n": 3}']
     for body in bodies:
         harness.queue.publish(body)
-        harness.queue.dead_letter(harness.receive(), "the backend refuses")
+        harness.queue.dead_letter(harness.receive(), "the backend rejects")
     for _ in range(2):
         assert [
             letter.body

@@ -346,7 +346,7 @@ def test_a_run_joins_running_ones_and_resumes_alone_from_a_checkpoint(
     assert rest.history[-1].loss == pytest.approx(uninterrupted.history[-1].loss, rel=1e-3)
 
 
-def test_more_runs_than_slots_or_of_another_batch_key_are_refused(harness: Harness) -> None:
+def test_more_runs_than_slots_or_of_another_batch_key_are_rejected(harness: Harness) -> None:
     trainer = harness.with_slots(2)
     with trainer.open(harness.plan(seed=1), None):
         with (

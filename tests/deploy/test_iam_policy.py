@@ -57,7 +57,7 @@ def _under_the_policy(trial: Callable[[S3BlobStore], object]) -> None:
             multipart_threshold=6 * MIB,
             part_size=5 * MIB,
         )
-        # More than a worker allows itself: here it is the policy that has to refuse.
+        # More than a worker allows itself: here it is the policy that has to deny it.
         trial(S3BlobStore(options, readable=[], writable=[IMAGES, MODELS], sleep=time.sleep))
 
 

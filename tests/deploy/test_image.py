@@ -69,7 +69,7 @@ def _step(part: str) -> str:
 
 
 @pytest.mark.parametrize("variant", ["cpu", "cuda"])
-def test_every_variant_is_built_and_an_unknown_one_refused(variant: str) -> None:
+def test_every_variant_is_built_and_an_unknown_one_rejected(variant: str) -> None:
     step = _step('case "$VARIANT"')
     assert f" {variant}) index=" in step
     assert "exit 1" in step

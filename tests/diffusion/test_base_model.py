@@ -49,10 +49,10 @@ def edit_json(path: Path, **values: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def refusal(name: Path | str) -> str:
-    with pytest.raises(BaseModelInvalid) as refused:
+def rejection(name: Path | str) -> str:
+    with pytest.raises(BaseModelInvalid) as rejected:
         load_base(str(name))
-    message = str(refused.value)
+    message = str(rejected.value)
     assert "\n" not in message
     assert message.startswith(f"base model {str(name)!r}: ")
     return message
@@ -103,16 +103,16 @@ def test_the_fingerprint_covers_every_part_and_the_noise_schedule(
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin", ".pkl"])
-def test_a_pickle_is_refused_unread(tmp_path: Path, suffix: str) -> None:
+def test_a_pickle_is_rejected_unread(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"model{suffix}"
     path.write_bytes(pickle.dumps(Path("anything")))
-    assert "is a pickle" in refusal(path)
+    assert "is a pickle" in rejection(path)
 
 
 def test_code_in_a_folder_is_not_run(copy: Path) -> None:
     (copy / "unet" / "mine.py").write_text("raise SystemExit('was run')")
     edit_json(copy / "model_index.json", unet=["mine", "MyUNet"])
-    assert "of MyUNet" in refusal(copy)
+    assert "of MyUNet" in rejection(copy)
 
 
 @pytest.mark.parametrize("file", [UNET, VAE, TEXT])
@@ -125,11 +125,11 @@ def test_code_in_a_folder_is_not_run(copy: Path) -> None:
         (lambda path: edit(path, lambda tensors: tensors.pop(max(tensors))), "give a complete"),
     ],
 )
-def test_a_folder_with_a_damaged_part_is_refused(
+def test_a_folder_with_a_damaged_part_is_rejected(
     copy: Path, file: Path, damage: Callable[[Path], object], message: str
 ) -> None:
     damage(copy / file)
-    assert message.format(part=file.parts[0]) in refusal(copy)
+    assert message.format(part=file.parts[0]) in rejection(copy)
 
 
 @pytest.mark.parametrize(
@@ -147,15 +147,15 @@ def test_a_folder_with_a_damaged_part_is_refused(
         ("model_index.json", {"vae": "AutoencoderKL"}, "UNet2DConditionModel, None"),
     ],
 )
-def test_another_model_is_refused(
+def test_another_model_is_rejected(
     copy: Path, file: str, values: dict[str, object], message: str
 ) -> None:
     edit_json(copy / file, **values)
-    assert message in refusal(copy)
+    assert message in rejection(copy)
 
 
 @pytest.mark.parametrize("length", [None, 100_000])
-def test_a_single_file_of_another_kind_or_truncated_is_refused(
+def test_a_single_file_of_another_kind_or_truncated_is_rejected(
     base: BaseModel, small_base_folder: Path, tmp_path: Path, length: int | None
 ) -> None:
     path = tmp_path / "other.safetensors"
@@ -167,22 +167,22 @@ def test_a_single_file_of_another_kind_or_truncated_is_refused(
         load_base(str(path), config_folder=small_base_folder)
 
 
-def test_a_folder_or_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    assert "no model_index.json" in refusal(tmp_path)
+def test_a_folder_or_a_file_of_another_kind_is_rejected(tmp_path: Path) -> None:
+    assert "no model_index.json" in rejection(tmp_path)
     for damaged in ("{", "[]"):
         (tmp_path / "model_index.json").write_text(damaged)
-        refusal(tmp_path)
+        rejection(tmp_path)
     path = tmp_path / "notes.txt"
     path.write_text("hello")
-    assert "is not a .safetensors file" in refusal(path)
+    assert "is not a .safetensors file" in rejection(path)
 
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("name", ["someone/something", "something"])
-def test_an_unknown_name_is_refused_without_the_hub_clients_advice(name: str) -> None:
+def test_an_unknown_name_is_rejected_without_the_hub_clients_advice(name: str) -> None:
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
-        assert "not a folder" in refusal(name)
+        assert "not a folder" in rejection(name)
     assert [str(warning.message) for warning in shown] == []
 
 
@@ -193,7 +193,7 @@ def test_an_unreachable_hub_is_reported_within_seconds(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
     began = time.monotonic()
-    assert "the hub cannot be reached; check the name" in refusal("no-such-owner/no-such-model")
+    assert "the hub cannot be reached; check the name" in rejection("no-such-owner/no-such-model")
     assert time.monotonic() - began < 10
 
 
@@ -220,7 +220,7 @@ def test_a_missing_path_is_not_looked_up_on_the_hub(
         raise AssertionError("looked up on the hub")
 
     monkeypatch.setattr("adapters.diffusion.base.pipeline_files.hf_hub_download", download)
-    assert refusal(name).endswith("a file or a hub name; check the path")
+    assert rejection(name).endswith("a file or a hub name; check the path")
 
 
 def test_a_folder_in_shards_has_the_same_fingerprint(base: BaseModel, copy: Path) -> None:

@@ -78,7 +78,7 @@ def test_a_rollback_reaches_the_captured_step(
     assert disturbed(fast) == disturbed(trainer)
 
 
-class Refusing(Tape):
+class Rejecting(Tape):
     """A device on which capture fails."""
 
     def __init__(self, error: Exception) -> None:
@@ -109,11 +109,11 @@ def test_steps_run_eagerly_if_capture_fails(
     error: Exception,
     expected: str,
 ) -> None:
-    refusing = Refusing(error)
+    rejecting = Rejecting(error)
     plan = plan_of(images[:2], epochs=4)
-    fast = recorded(base, refusing)
+    fast = recorded(base, rejecting)
     assert run(fast, plan) == run(trainer, plan)
-    assert refusing.recorded == 1
+    assert rejecting.recorded == 1
     assert [line for line in caplog.messages if "disabled" in line] == [
         f"CUDA graphs of steps are disabled: {expected}"
     ]
@@ -162,11 +162,11 @@ def test_graphs_are_dropped_when_memory_runs_out(
     plan = plan_of(images[:1], epochs=5, validation_epochs=5)
     fast = recorded(base, OfSteps())
     wanted = run(fast, plan)
-    forward, refused = base.unet.forward, []
+    forward, rejected = base.unet.forward, []
 
     def limited(*arguments: Any, **keywords: Any) -> Any:
         if not torch.is_grad_enabled() and fast.recorded_graphs:
-            refused.append(arguments)
+            rejected.append(arguments)
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(*arguments, **keywords)
 
@@ -179,7 +179,7 @@ def test_graphs_are_dropped_when_memory_runs_out(
             assert session.previews(with_lora=True)
             assert fast.recorded_graphs == 0
         drive(session)
-        assert refused
+        assert rejected
         assert session.history == wanted.history
 
 

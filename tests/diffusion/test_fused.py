@@ -130,12 +130,12 @@ def test_kernels_are_used_where_they_match_torch(
 def test_without_a_compiler_there_are_no_kernels(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(*_: object) -> None:
+    def reject(*_: object) -> None:
         raise RuntimeError(
             "Failed to find C compiler. Please specify via CC environment variable."
         )
 
-    monkeypatch.setattr(self_test, "gated", refuse)
+    monkeypatch.setattr(self_test, "gated", reject)
     self_test.kernels_work.cache_clear()
     assert not self_test.kernels_work(torch.device("cpu"), torch.float16)
     self_test.kernels_work.cache_clear()

@@ -202,14 +202,14 @@ def test_a_run_continues_eagerly_where_capture_fails(
 ) -> None:
     end = torch.cuda.CUDAGraph.capture_end
 
-    def refuse(graph: torch.cuda.CUDAGraph, *_: object, **__: object) -> None:
+    def reject(graph: torch.cuda.CUDAGraph, *_: object, **__: object) -> None:
         if what == "capture_end":
             end(graph)
         raise RuntimeError("operation not permitted when stream is capturing")
 
     plan = plan_of(images[:3], epochs=6)
     wanted = run(trainer_with(CAPTURED), plan)
-    monkeypatch.setattr(torch.cuda.CUDAGraph, what, refuse)
+    monkeypatch.setattr(torch.cuda.CUDAGraph, what, reject)
     base = load_base(str(SMALL_BASE))
     trainer = DiffusionTrainer(base, decode, CUDA, execution=CAPTURED, slots=slots)
     before = torch.cuda.current_stream()

@@ -91,7 +91,7 @@ def test_an_option_reaches_the_training_and_a_resumed_run_is_exact(
 @pytest.mark.parametrize(
     ("name", "library"), [("prodigy", "prodigyopt"), ("adamw8bit", "bitsandbytes")]
 )
-def test_an_optimizer_that_is_not_installed_is_refused(
+def test_an_optimizer_that_is_not_installed_is_rejected(
     trainer: DiffusionTrainer,
     images: tuple[TrainingImage, ...],
     monkeypatch: pytest.MonkeyPatch,
@@ -148,7 +148,7 @@ def test_an_optimizer_resumes_from_its_state_bit_for_bit(name: str, interrupted:
 
 
 @pytest.mark.parametrize("weights", [5, 400])
-def test_a_state_of_other_weights_is_refused(weights: int) -> None:
+def test_a_state_of_other_weights_is_rejected(weights: int) -> None:
     """A tensor of another library version is restored if it has as many values as the weights,
     or as the 256-entry table of 8-bit optimizers."""
     parameter = torch.nn.Parameter(torch.zeros(weights))

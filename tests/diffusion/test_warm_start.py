@@ -148,6 +148,6 @@ def test_a_worker_reads_a_lora_only_from_allowed_buckets() -> None:
 
     for allowed in ("s3://models/models/style_1.safetensors", "s3://media/a.safetensors"):
         assert parse(message(allowed)).requested.named["network_weights"] == allowed
-    for refused in ("s3://other/a.safetensors", "/etc/passwd"):
+    for rejected in ("s3://other/a.safetensors", "/etc/passwd"):
         with pytest.raises(InvalidTask, match="network_weights"):
-            parse(message(refused))
+            parse(message(rejected))

@@ -142,9 +142,9 @@ def test_only_a_rejected_completion_call_is_documented_as_dead_lettered(
     name: str, call: dict[str, Any]
 ) -> None:
     responses = [response["description"] for response in call["responses"].values()]
-    refused = sum("dead letters" in text for text in responses)
+    rejected = sum("dead letters" in text for text in responses)
     dropped = sum("call is dropped" in text for text in responses)
-    assert (refused, dropped) == ((0, 8) if name == "progress" else (5, 0))
+    assert (rejected, dropped) == ((0, 8) if name == "progress" else (5, 0))
 
 
 def test_the_example_images_are_in_a_bucket_that_the_default_settings_allow() -> None:
@@ -232,7 +232,7 @@ ACCEPTED = [
     _parameter("random_flip", True),
     _parameter("caption_dropout", 1),
 ]
-REFUSED = [
+REJECTED = [
     _without("type"),
     _with("type", "image_generation"),
     _without("task_id"),
@@ -277,7 +277,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(
     ("change", "good"),
-    [*((change, True) for change in ACCEPTED), *((change, False) for change in REFUSED)],
+    [*((change, True) for change in ACCEPTED), *((change, False) for change in REJECTED)],
 )
 def test_the_schema_and_the_code_agree_on_a_changed_task(
     change: Callable[[Message], None], good: bool

@@ -2,7 +2,7 @@ import codecs
 
 import pytest
 
-from domain.captions import CaptionRefused, read_caption
+from domain.captions import CaptionRejected, read_caption
 
 
 @pytest.mark.parametrize(
@@ -29,12 +29,12 @@ def test_a_file_without_text_is_an_empty_caption(data: bytes) -> None:
     "data",
     ["a red fox".encode("utf-16-le"), "a red fox".encode("utf-16-be"), b"\0" * 100, b"a\0"],
 )
-def test_utf16_without_a_byte_order_mark_is_refused(data: bytes) -> None:
-    with pytest.raises(CaptionRefused, match="save it as UTF-8"):
+def test_utf16_without_a_byte_order_mark_is_rejected(data: bytes) -> None:
+    with pytest.raises(CaptionRejected, match="save it as UTF-8"):
         read_caption(data)
 
 
 @pytest.mark.parametrize("data", ["räd".encode("latin-1"), b"\xff\xfe\xff"])
-def test_other_encodings_are_refused(data: bytes) -> None:
-    with pytest.raises(CaptionRefused, match="it is not UTF-8"):
+def test_other_encodings_are_rejected(data: bytes) -> None:
+    with pytest.raises(CaptionRejected, match="it is not UTF-8"):
         read_caption(data)

@@ -5,7 +5,7 @@ from domain.image import (
     Duplicates,
     ImageFacts,
     ImageSet,
-    RefusedImage,
+    RejectedImage,
     TrainingImage,
     duplicate_groups,
     folder_repeats,
@@ -44,10 +44,10 @@ def test_near_duplicates_are_grouped_transitively() -> None:
     assert duplicate_groups(images) == [alike, frozenset({1}), alike, alike]
 
 
-def test_too_few_images_fail_with_every_refusal_in_the_message() -> None:
+def test_too_few_images_fail_with_every_rejection_in_the_message() -> None:
     images = ImageSet(
         tuple(image(str(n), str(n), n << 32) for n in range(9)),
-        (RefusedImage("cat.gif", "GIF is not supported"),),
+        (RejectedImage("cat.gif", "GIF is not supported"),),
     )
     with pytest.raises(TrainingFailed) as caught:
         images.require(10)
@@ -60,7 +60,7 @@ def test_too_few_images_fail_with_every_refusal_in_the_message() -> None:
 
 def test_every_entry_of_a_list_counts_in_the_message() -> None:
     images = ImageSet(
-        (image("a.jpg", "1", 0),), (RefusedImage("a.jpg", "it is listed 10 times", times=9),)
+        (image("a.jpg", "1", 0),), (RejectedImage("a.jpg", "it is listed 10 times", times=9),)
     )
     with pytest.raises(TrainingFailed, match="Only 1 of 10 images"):
         images.require(10)
@@ -77,7 +77,7 @@ def test_enough_images_pass() -> None:
     ImageSet(tuple(image(str(n), str(n), n) for n in range(10))).require(10)
 
 
-def test_no_images_at_all_fail_without_an_empty_list_of_refusals() -> None:
+def test_no_images_at_all_fail_without_an_empty_list_of_rejections() -> None:
     with pytest.raises(TrainingFailed) as caught:
         ImageSet(()).require(1)
     assert "Left out" not in caught.value.failure.message

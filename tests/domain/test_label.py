@@ -30,7 +30,7 @@ def test_names_of_files_are_accepted(name: str) -> None:
         "a\nb",
     ],
 )
-def test_names_invalid_in_a_file_or_prompt_are_refused(name: str) -> None:
+def test_names_invalid_in_a_file_or_prompt_are_rejected(name: str) -> None:
     with pytest.raises(InvalidName, match="not a name for a file"):
         Label(name)
 

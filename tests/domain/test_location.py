@@ -31,7 +31,7 @@ def test_a_bucket_is_named_with_or_without_its_store(text: str, bucket: Bucket) 
 
 
 @pytest.mark.parametrize("text", ["", "gs://", "gs://media/", "media/a", "https://media", ".."])
-def test_invalid_buckets_are_refused(text: str) -> None:
+def test_invalid_buckets_are_rejected(text: str) -> None:
     with pytest.raises(InvalidLocation):
         Bucket.parse(text, "gs")
 
@@ -56,7 +56,7 @@ def test_invalid_buckets_are_refused(text: str) -> None:
         "",
     ],
 )
-def test_path_traversal_and_invalid_locations_are_refused(text: str) -> None:
+def test_path_traversal_and_invalid_locations_are_rejected(text: str) -> None:
     with pytest.raises(InvalidLocation):
         Location.parse(text)
 

@@ -118,7 +118,7 @@ def test_ranges_are_inclusive(name: str, value: Any) -> None:
     assert getattr(resolved, name) == value
 
 
-def test_an_unknown_parameter_is_refused() -> None:
+def test_an_unknown_parameter_is_rejected() -> None:
     with pytest.raises(ValueError, match="not a training parameter: colour"):
         RequestedParameters({"colour": "red"})
 
@@ -147,7 +147,7 @@ def test_prodigys_learning_rate_is_1_unless_given() -> None:
 
 @pytest.mark.parametrize("rate", [float("nan"), "1e-4", 20.0, 1.0])
 @pytest.mark.parametrize("name", ["learning_rate", "text_encoder_lr"])
-def test_a_refused_learning_rate_names_the_limit_of_its_optimizer(name: str, rate: Any) -> None:
+def test_a_rejected_learning_rate_names_the_limit_of_its_optimizer(name: str, rate: Any) -> None:
     with pytest.raises(InvalidParameter) as caught:
         RequestedParameters({name: rate, "optimizer": "adamw"})
     assert caught.value.remedy == "give a number above 0 and at most 0.1"
@@ -193,7 +193,7 @@ def test_every_parameter_has_a_limit() -> None:
     assert LIMITS.keys() == PARAMETER_NAMES
 
 
-def test_a_refusal_names_the_part_that_is_wrong_and_the_remedy() -> None:
+def test_a_rejection_names_the_part_that_is_wrong_and_the_remedy() -> None:
     with pytest.raises(InvalidParameter, match="sample_prompts=' ': give text of 1 to 500") as e:
         RequestedParameters({"sample_prompts": ("a cat", " ")})
     assert (e.value.name, e.value.value) == ("sample_prompts", " ")

@@ -14,7 +14,7 @@ def test_time_left_comes_from_the_measured_speed_alone() -> None:
 
 
 @pytest.mark.parametrize("position", [(11, 10, 1, 10), (-1, 10, 1, 10), (1, 10, 11, 10)])
-def test_a_position_outside_the_run_is_refused(position: tuple[int, int, int, int]) -> None:
+def test_a_position_outside_the_run_is_rejected(position: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="of 10"):
         Progress(*position)
 

@@ -48,7 +48,7 @@ def test_devices_are_named_as_torch_names_them(text: str, found: tuple[str, ...]
         "cuda:1x",
     ],
 )
-def test_an_invalid_device_is_refused_with_a_remedy(text: str) -> None:
+def test_an_invalid_device_is_rejected_with_a_remedy(text: str) -> None:
     with pytest.raises(ValueError, match="give cpu, cuda, or GPUs by their numbers"):
         parse_devices(text)
     with pytest.raises(ValueError, match="give cpu, cuda, or GPUs by their numbers"):

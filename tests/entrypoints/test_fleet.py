@@ -34,7 +34,7 @@ if not file.exists():
     file.touch()
     os.kill(os.getpid(), signal.SIGTERM)
 """
-REFUSING_ON_0 = """
+REJECTING_ON_0 = """
 import os, sys
 if os.environ["CUDA_VISIBLE_DEVICES"] == "0":
     sys.exit(2)
@@ -72,7 +72,7 @@ def test_all_means_every_gpu_of_the_driver_and_a_list_is_kept() -> None:
 
 
 @pytest.mark.parametrize("text", ["all", "one", "0,0", "", "-1"])
-def test_no_gpu_and_no_list_are_refused(text: str) -> None:
+def test_no_gpu_and_no_list_are_rejected(text: str) -> None:
     with pytest.raises(UserError, match=f"--gpus {text}"):
         parse_gpus(text, lambda: 0)
 
@@ -141,7 +141,7 @@ def test_finished_workers_are_not_restarted(tmp_path: Path) -> None:
 
 
 def test_a_wrong_setting_ends_the_fleet(tmp_path: Path) -> None:
-    program = REFUSING_ON_0 + LINGERING
+    program = REJECTING_ON_0 + LINGERING
     assert a_fleet(tmp_path, program).run() == 2
 
 

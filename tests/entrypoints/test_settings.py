@@ -37,7 +37,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:
     return load_settings(env_file=None, kind=WorkerSettings)
 
 
-def refused(monkeypatch: pytest.MonkeyPatch, **values: str) -> list[str]:
+def rejected(monkeypatch: pytest.MonkeyPatch, **values: str) -> list[str]:
     with pytest.raises(InvalidSettings) as caught:
         loaded(monkeypatch, **values)
     return str(caught.value).splitlines()
@@ -52,7 +52,7 @@ def test_without_settings_everything_is_local(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_problem_is_named_at_once_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = refused(
+    lines = rejected(
         monkeypatch,
         RABBITMQ_HOST="broker",
         RABBITMQ_CERT_FILE="/nowhere.pem",
@@ -87,7 +87,7 @@ def test_every_problem_is_named_at_once_with_its_remedy(monkeypatch: pytest.Monk
 def test_the_token_is_sent_by_https_or_to_loopback_only(
     monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
-    (line,) = refused(monkeypatch, BACKEND_API_URL=url, INTERNAL_API_TOKEN=TOKEN)
+    (line,) = rejected(monkeypatch, BACKEND_API_URL=url, INTERNAL_API_TOKEN=TOKEN)
     assert line.startswith("BACKEND_API_URL: ")
     assert "secret" not in line
 
@@ -102,14 +102,14 @@ def test_a_valid_backend_is_accepted(monkeypatch: pytest.MonkeyPatch, url: str) 
 
 
 def test_a_backend_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    (line,) = refused(monkeypatch, BACKEND_API_URL="https://backend.example")
+    (line,) = rejected(monkeypatch, BACKEND_API_URL="https://backend.example")
     assert line.startswith("INTERNAL_API_TOKEN is not set")
 
 
 def test_a_lease_lasts_longer_than_a_completion_call(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = {"BACKEND_API_URL": "https://backend.example", "INTERNAL_API_TOKEN": TOKEN}
     loaded(monkeypatch, WEBHOOK_TIMEOUT="100")
-    (line,) = refused(monkeypatch, **backend, WEBHOOK_TIMEOUT="100")
+    (line,) = rejected(monkeypatch, **backend, WEBHOOK_TIMEOUT="100")
     assert line.startswith("LEASE_SECONDS='60")
     assert "give 150 or more, for WEBHOOK_TIMEOUT=100" in line
     loaded(monkeypatch, **backend, WEBHOOK_TIMEOUT="100", LEASE_SECONDS="150")
@@ -117,7 +117,7 @@ def test_a_lease_lasts_longer_than_a_completion_call(monkeypatch: pytest.MonkeyP
 
 def test_no_secret_is_in_an_error_or_a_repr(monkeypatch: pytest.MonkeyPatch) -> None:
     secret = "sesame-open"
-    (line,) = refused(monkeypatch, RABBITMQ_URL=f"http://u:{secret}@broker")
+    (line,) = rejected(monkeypatch, RABBITMQ_URL=f"http://u:{secret}@broker")
     assert secret not in line
     monkeypatch.setenv("RABBITMQ_URL", f"amqp://u:{secret}%2Fquoted@broker")
     settings = loaded(
@@ -147,10 +147,10 @@ def test_a_broker_may_need_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
         ("S3_ENDPOINT_URL", "minio:9000"),
     ],
 )
-def test_an_invalid_url_is_refused_before_anything_starts(
+def test_an_invalid_url_is_rejected_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, name: str, url: str
 ) -> None:
-    (line,) = refused(
+    (line,) = rejected(
         monkeypatch,
         **{name: url},
         BACKEND_API_URL="https://backend.example",
@@ -203,21 +203,21 @@ def test_the_example_env_file_has_every_setting_a_worker_with_a_broker_needs(
 def test_an_unreadable_env_file_is_named_in_the_error(tmp_path: Path) -> None:
     file = tmp_path / ".env"
     file.write_text("MAX_FAILURES=9\n", encoding="utf-16")
-    with pytest.raises(InvalidSettings) as refused:
+    with pytest.raises(InvalidSettings) as rejected:
         load_settings(file)
-    assert str(refused.value) == f"{file}: cannot be read (it is not UTF-8; save it as UTF-8)"
+    assert str(rejected.value) == f"{file}: cannot be read (it is not UTF-8; save it as UTF-8)"
 
     denied = PermissionError(errno.EACCES, "Permission denied")
     with (
         patch("entrypoints.settings.dotenv_values", side_effect=denied),
-        pytest.raises(InvalidSettings) as refused,
+        pytest.raises(InvalidSettings) as rejected,
     ):
         load_settings(file)
-    assert str(refused.value) == f"{file}: cannot be read (Permission denied)"
+    assert str(rejected.value) == f"{file}: cannot be read (Permission denied)"
 
 
 def test_a_public_status_page_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    (line,) = refused(monkeypatch, STATUS_HOST="0.0.0.0", STATUS_PORT="9200")
+    (line,) = rejected(monkeypatch, STATUS_HOST="0.0.0.0", STATUS_PORT="9200")
     assert line.startswith("STATUS_TOKEN")
     loaded(monkeypatch, STATUS_HOST="0.0.0.0", STATUS_PORT="9200", STATUS_TOKEN=TOKEN)
     monkeypatch.delenv("STATUS_TOKEN")
@@ -239,9 +239,9 @@ def test_devices_are_read_as_a_list_and_share_one_job_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert loaded(monkeypatch, DEVICE="cuda:0, cuda:1").device == "cuda:0,cuda:1"
-    (line,) = refused(monkeypatch, DEVICE="gpu")
+    (line,) = rejected(monkeypatch, DEVICE="gpu")
     assert line.startswith("DEVICE='gpu': give cpu, cuda")
-    (line,) = refused(monkeypatch, DEVICE="cuda:0,cuda:1", JOBS_TOGETHER="auto")
+    (line,) = rejected(monkeypatch, DEVICE="cuda:0,cuda:1", JOBS_TOGETHER="auto")
     assert line.startswith("JOBS_TOGETHER='auto': give 1")
     for number in ("auto", "32"):
         together = loaded(monkeypatch, DEVICE="cuda:1", JOBS_TOGETHER=number)
@@ -252,7 +252,7 @@ def test_devices_are_read_as_a_list_and_share_one_job_at_a_time(
 def test_only_a_worker_with_a_broker_needs_a_backend(
     monkeypatch: pytest.MonkeyPatch, broker: dict[str, str]
 ) -> None:
-    (backend,) = refused(monkeypatch, **broker)
+    (backend,) = rejected(monkeypatch, **broker)
     assert backend.startswith("BACKEND_API_URL is not set")
     assert load_settings(env_file=None).has_broker, "submit and train need none"
 
@@ -264,7 +264,7 @@ def test_a_worker_needs_a_usable_spool_folder(
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     spool, taken = str(tmp_path / name), tmp_path / name.removesuffix("/spool")
-    (line,) = refused(monkeypatch, SPOOL_DIR=spool)
+    (line,) = rejected(monkeypatch, SPOOL_DIR=spool)
     remedy = "give a folder that this worker can write"
     assert line == f"SPOOL_DIR={spool!r}: {taken} is not a folder; {remedy}"
     assert load_settings(env_file=None).spool_dir == Path(spool), "train needs none"
@@ -277,7 +277,7 @@ def test_a_missing_spool_folder_is_checked_at_its_parent(
     assert not list(tmp_path.iterdir()), "a look leaves no trace"
     denied = PermissionError(errno.EACCES, "Permission denied")
     with patch("adapters.common.files.TemporaryFile", side_effect=denied) as opened:
-        (line,) = refused(monkeypatch, SPOOL_DIR=str(tmp_path / "a" / "b"))
+        (line,) = rejected(monkeypatch, SPOOL_DIR=str(tmp_path / "a" / "b"))
     assert f"{tmp_path} cannot be written (Permission denied)" in line
     opened.assert_called_once_with(dir=tmp_path)
 
@@ -287,8 +287,8 @@ def test_with_a_broker_the_spool_folder_is_not_checked(
 ) -> None:
     monkeypatch.setenv("SPOOL_DIR", str(tmp_path / "file"))
     (tmp_path / "file").touch()
-    lines = refused(monkeypatch, RABBITMQ_HOST="h")
-    (url,) = refused(monkeypatch, RABBITMQ_HOST="", RABBITMQ_URL="http://h")
+    lines = rejected(monkeypatch, RABBITMQ_HOST="h")
+    (url,) = rejected(monkeypatch, RABBITMQ_HOST="", RABBITMQ_URL="http://h")
     assert not any("SPOOL_DIR" in line for line in [*lines, url])
 
 
@@ -297,7 +297,7 @@ def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
 
 
-def test_tls_options_without_tls_are_refused(
+def test_tls_options_without_tls_are_rejected(
     monkeypatch: pytest.MonkeyPatch, authority: Authority
 ) -> None:
     monkeypatch.setenv("RABBITMQ_URL", "amqp://u:sesame-open@broker")
@@ -334,7 +334,7 @@ def test_an_invalid_certificate_is_reported_with_its_setting(
     other = authority.issue("other").key
     text = tmp_path / "text"
     text.write_text("no certificate")
-    lines = refused(
+    lines = rejected(
         monkeypatch,
         RABBITMQ_SSL="true",
         RABBITMQ_CA_FILE=str(text),
@@ -356,7 +356,7 @@ def test_a_certificate_and_its_key_go_together(
 ) -> None:
     pair = authority.issue("client")
     files = {"RABBITMQ_CERT_FILE": pair.certificate, "RABBITMQ_KEY_FILE": pair.key}
-    (line,) = refused(monkeypatch, RABBITMQ_SSL="true", **{given: str(files[given])})
+    (line,) = rejected(monkeypatch, RABBITMQ_SSL="true", **{given: str(files[given])})
     assert line.startswith("RABBITMQ_KEY_FILE")
     assert "both, or neither" in line
 
@@ -364,7 +364,7 @@ def test_a_certificate_and_its_key_go_together(
 def test_a_valid_file_is_not_reported_beside_an_invalid_url(
     monkeypatch: pytest.MonkeyPatch, authority: Authority
 ) -> None:
-    (line,) = refused(
+    (line,) = rejected(
         monkeypatch, RABBITMQ_URL="http://h", RABBITMQ_CA_FILE=str(authority.certificate)
     )
     assert line.startswith("RABBITMQ_URL")
@@ -435,7 +435,7 @@ def test_the_log_level_may_be_lower_case(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_required_setting_with_a_misspelt_name_is_reported_with_the_right_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lines = refused(
+    lines = rejected(
         monkeypatch, BACKEND_API_URL="https://backend.example", INTERNAL_API_TOKN="sesame-open"
     )
     assert lines[0].startswith("INTERNAL_API_TOKEN is not set")
@@ -536,7 +536,7 @@ def test_the_platforms_setting_names_configure_a_worker(monkeypatch: pytest.Monk
 def test_http_and_a_short_token_must_be_allowed_explicitly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    address, token, _ = refused(monkeypatch, **PLATFORM)
+    address, token, _ = rejected(monkeypatch, **PLATFORM)
     assert "BACKEND_ALLOW_HTTP=true" in address
     assert "BACKEND_ALLOW_SHORT_TOKEN=true" in token
 
@@ -558,7 +558,7 @@ def test_our_setting_name_wins_with_a_log_line(
 
 
 def test_an_error_names_the_platforms_name_that_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert refused(monkeypatch, CHECKPOINT_INTERVAL="0") == [
+    assert rejected(monkeypatch, CHECKPOINT_INTERVAL="0") == [
         "CHECKPOINT_EVERY='0': give 1 or more",
         "CHECKPOINT_INTERVAL is read as CHECKPOINT_EVERY",
     ]

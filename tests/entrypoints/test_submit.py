@@ -94,7 +94,7 @@ def test_any_dead_letter_is_printed_and_ids_are_case_insensitive(
     assert dead_letters_of(capsys, "--dead") == []
 
 
-def test_processed_dead_letters_are_counted_and_an_unknown_id_refused(
+def test_processed_dead_letters_are_counted_and_an_unknown_id_rejected(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name in "123":

@@ -59,7 +59,7 @@ def prepare(queue: RabbitQueue) -> Delivery:
     """Put a message into every queue; return the one that is held."""
     for body in (b"dead", b"waiting", b"held", b"next"):
         queue.publish(body)
-    queue.dead_letter(receive(queue), "refused", {"field": "data"})
+    queue.dead_letter(receive(queue), "rejected", {"field": "data"})
     queue.retry_later(receive(queue), 600.0, "the store is unavailable")
     return receive(queue)
 
@@ -80,7 +80,7 @@ def test_no_message_is_lost_or_repeated_during_a_job(
     queue.acknowledge(again)
     queue.acknowledge(receive(queue))
     (letter,) = queue.process_dead_letters(lambda _: DeadLetterAction.KEEP)
-    assert (letter.body, letter.reason) == (b"dead", "refused")
+    assert (letter.body, letter.reason) == (b"dead", "rejected")
     assert letter.details["field"] == "data"
     left = {
         options.queue: 0,

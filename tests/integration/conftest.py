@@ -42,7 +42,7 @@ def bucket(service: StoreService) -> str:
 @pytest.fixture
 def awaited_loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Wait at the end for base models that the test's commands load in the background: a command
-    that is refused leaves the thread behind, and concurrent loads disturb each other."""
+    that is rejected leaves the thread behind, and concurrent loads disturb each other."""
     loads: list[Callable[[], Any]] = []
 
     def recorded(call: Callable[[], Any]) -> Callable[[], Any]:

@@ -174,7 +174,7 @@ def test_an_unresponsive_cloudwatch_buffers_few_lines_without_delay() -> None:
 
 
 def test_a_rejecting_cloudwatch_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
-    class Refuse(BaseHTTPRequestHandler):
+    class Reject(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             body = b'{"__type": "AccessDeniedException", "message": "no PutLogEvents for you"}'
@@ -186,10 +186,10 @@ def test_a_rejecting_cloudwatch_is_reported_once(caplog: pytest.LogCaptureFixtur
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Refuse)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Reject)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        with logging_to(f"http://127.0.0.1:{server.server_port}", group="refused") as log:
+        with logging_to(f"http://127.0.0.1:{server.server_port}", group="rejected") as log:
             for _ in range(3):
                 log.info("line")
                 time.sleep(0.3)
@@ -197,7 +197,7 @@ def test_a_rejecting_cloudwatch_is_reported_once(caplog: pytest.LogCaptureFixtur
     finally:
         server.shutdown()
         server.server_close()
-    assert caplog.text.count("to the CloudWatch group refused (AccessDenied") == 1
+    assert caplog.text.count("to the CloudWatch group rejected (AccessDenied") == 1
     assert "no PutLogEvents for you" in caplog.text
 
 

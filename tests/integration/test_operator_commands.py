@@ -105,9 +105,9 @@ def test_the_check_prints_successes_and_failures(tmp_path: Path) -> None:
 
 def test_every_wrong_setting_is_named_before_anything_starts(tmp_path: Path) -> None:
     wrong: dict[str, Any] = {"RABBITMQ_HOST": "x", "BASE_MODEL": ""}
-    refused = run("worker", cwd=tmp_path, **wrong, LEASE_SECONDS="1", SHUTDOWN_TIMEOUT="no")
-    assert refused.returncode == 2
-    lines = refused.stderr.strip().splitlines()
-    assert len(lines) == 3, refused.stderr
+    rejected = run("worker", cwd=tmp_path, **wrong, LEASE_SECONDS="1", SHUTDOWN_TIMEOUT="no")
+    assert rejected.returncode == 2
+    lines = rejected.stderr.strip().splitlines()
+    assert len(lines) == 3, rejected.stderr
     assert all(line.startswith("error: ") for line in lines)
-    assert any("SHUTDOWN_TIMEOUT='no'" in line for line in lines), refused.stderr
+    assert any("SHUTDOWN_TIMEOUT='no'" in line for line in lines), rejected.stderr

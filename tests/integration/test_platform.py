@@ -146,7 +146,7 @@ def test_a_published_task_is_trained_announced_loaded_and_drawn(
     assert {name.split("/")[1] for name in platform.names(STATE)} == set(tasks.values())
 
 
-def test_a_lora_the_reader_cannot_load_is_refused_before_training(
+def test_a_lora_the_reader_cannot_load_is_rejected_before_training(
     platform: Platform,
 ) -> None:
     platform.publish(7, train_text_encoder=True)

@@ -142,8 +142,8 @@ def test_one_worker_handles_valid_cancelled_and_invalid_messages(
     platform.s3.client().upload_file(str(first), "models", first.name)
     good = submitted(platform, 41, "--network-weights", "s3://models/first.safetensors")
     elsewhere = ("--network-weights", "s3://secrets/first.safetensors")
-    refused = platform.run("submit", "images", *elsewhere)
-    assert "in one of these buckets: s3://images, s3://models" in refused.stderr
+    rejected = platform.run("submit", "images", *elsewhere)
+    assert "in one of these buckets: s3://images, s3://models" in rejected.stderr
     cancelled = submitted(platform, 42)
     assert "requested" in platform.run("submit", "--cancel", cancelled).stdout
     broken = {"type": "model_training", "task_id": str(uuid.uuid4()), "data": {"style_id": 43}}

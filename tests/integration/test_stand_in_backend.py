@@ -124,7 +124,7 @@ def test_invalid_calls_are_rejected_as_in_the_contract(backend: BackendProcess, 
         ("failed", "error_code", 5),
     ],
 )
-def test_a_wrong_field_is_refused(
+def test_a_wrong_field_is_rejected(
     backend: BackendProcess, kind: str, path: str, value: object
 ) -> None:
     body = copy.deepcopy(CALLS[kind][1])
@@ -184,6 +184,6 @@ def test_random_faults_depend_on_the_seed() -> None:
     assert {fault and fault.do for fault in drawn(1)} == {None, "response", "reset_after"}
 
 
-def test_an_unknown_fault_is_refused() -> None:
+def test_an_unknown_fault_is_rejected() -> None:
     with pytest.raises(ValueError, match="do='explode'"):
         Fault("explode")

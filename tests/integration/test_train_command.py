@@ -151,7 +151,7 @@ def test_a_named_style_has_its_credits_and_captions_of_another_extension(
         (["--thumbnail", "far_too_large.png"], "far_too_large.png: cannot be read"),
     ],
 )
-def test_an_invalid_name_or_thumbnail_is_refused(
+def test_an_invalid_name_or_thumbnail_is_rejected(
     images: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -251,7 +251,7 @@ def test_skipped_images_are_named_once_in_one_line(
     assert "a caption in capitals" in report
 
 
-def test_a_concurrent_second_command_is_refused(
+def test_a_concurrent_second_command_is_rejected(
     images: Path,
     trained: Trained,
     out: Path,

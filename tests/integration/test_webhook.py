@@ -23,7 +23,7 @@ from adapters.memory import ManualClock
 from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from adapters.webhook.notifier import Bodies, WebhookNotifier
 from adapters.webhook.options import WebhookOptions
-from application.ports import NotifierRefused, NotifierUnavailable
+from application.ports import NotifierRejected, NotifierUnavailable
 from domain.failure import Failure, FailureCode
 from domain.location import Location
 from domain.progress import Progress
@@ -143,7 +143,7 @@ def test_a_rejection_is_raised_at_once_with_status_reason_and_remedy(
     remedy: str,
 ) -> None:
     backend.misbehave(response(status, body={"success": False, "error": "because"}))
-    with pytest.raises(NotifierRefused, match=f"{status} \\(because\\).*{remedy}"):
+    with pytest.raises(NotifierRejected, match=f"{status} \\(because\\).*{remedy}"):
         complete(notifier)
     assert len(backend.calls) == 1
 
@@ -151,12 +151,12 @@ def test_a_rejection_is_raised_at_once_with_status_reason_and_remedy(
 def test_the_backends_own_rejections_are_raised(
     backend: BackendProcess, notifier: WebhookNotifier, clock: ManualClock
 ) -> None:
-    with pytest.raises(NotifierRefused, match=r"404 \(Style 999 not found\)"):
+    with pytest.raises(NotifierRejected, match=r"404 \(Style 999 not found\)"):
         complete(notifier, 999)
     stranger = notifier_for(backend.url, "another-token-of-more-than-32-characters", clock)
-    with pytest.raises(NotifierRefused, match="INTERNAL_API_TOKEN"):
+    with pytest.raises(NotifierRejected, match="INTERNAL_API_TOKEN"):
         complete(stranger)
-    with pytest.raises(NotifierRefused, match="INTERNAL_API_TOKEN"):
+    with pytest.raises(NotifierRejected, match="INTERNAL_API_TOKEN"):
         stranger.progress(7, PROGRESS)
     stranger.close()
     assert not any(call.accepted for call in backend.calls)
@@ -228,7 +228,7 @@ def test_a_success_with_a_foreign_body_is_rejected_and_never_repeated(
     backend: BackendProcess, notifier: WebhookNotifier, clock: ManualClock, body: Any
 ) -> None:
     backend.misbehave(response(200, body=body))
-    with pytest.raises(NotifierRefused, match="returned 200"):
+    with pytest.raises(NotifierRejected, match="returned 200"):
         complete(notifier)
     assert len(backend.calls) == 1
 
@@ -255,7 +255,7 @@ def test_progress_returns_in_time_however_slow_the_backend(
         (response(500), NotifierUnavailable),
         (response(429, retry_after="7"), NotifierUnavailable),
         (Fault("reset_after"), NotifierUnavailable),
-        (response(404), NotifierRefused),
+        (response(404), NotifierRejected),
     ],
 )
 def test_progress_is_tried_once(
@@ -343,7 +343,7 @@ def test_a_redirect_is_not_followed(
     fault = Fault("response", status, {"Location": f"{elsewhere.url}/x"})
     backend.misbehave(fault, fault)
     for call in (lambda: complete(notifier), lambda: notifier.progress(7, PROGRESS)):
-        with pytest.raises(NotifierRefused, match=f"{status}, redirects to {elsewhere.url}/x"):
+        with pytest.raises(NotifierRejected, match=f"{status}, redirects to {elsewhere.url}/x"):
             call()
     assert elsewhere.received == []
     assert len(backend.calls) == 2
@@ -354,7 +354,7 @@ def test_a_redirect_with_an_unusable_target_is_a_rejection(
     backend: BackendProcess, notifier: WebhookNotifier, location: str
 ) -> None:
     backend.misbehave(Fault("response", 302, {"Location": location}))
-    with pytest.raises(NotifierRefused, match="redirects to"):
+    with pytest.raises(NotifierRejected, match="redirects to"):
         complete(notifier)
 
 
@@ -436,7 +436,7 @@ def test_the_check_reports_problems_without_a_notification(
     clock: ManualClock,
 ) -> None:
     def problem(url: str, token: str = backend.token) -> str:
-        with pytest.raises((NotifierUnavailable, NotifierRefused)) as caught:
+        with pytest.raises((NotifierUnavailable, NotifierRejected)) as caught:
             notifier_for(url, token, clock).check()
         return f"{type(caught.value).__name__}: {caught.value}"
 

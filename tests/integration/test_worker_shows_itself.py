@@ -198,7 +198,7 @@ def test_a_worker_without_its_broker_is_not_ready_and_keeps_serving(tmp_path: Pa
         ({"SENTRY_DSN": "nonsense"}, "SENTRY_DSN is not the address"),
     ],
 )
-def test_unsafe_and_invalid_settings_are_refused_in_one_line(
+def test_unsafe_and_invalid_settings_are_rejected_in_one_line(
     wrong: dict[str, str],
     message: str,
     tmp_path: Path,

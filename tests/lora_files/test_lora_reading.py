@@ -1,4 +1,4 @@
-"""LoRA files of other trainers: read with the right deltas, or refused in one line."""
+"""LoRA files of other trainers: read with the right deltas, or rejected in one line."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_magnitudes_per_input_stay_per_input_in_square_layers(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("form", [LoraFormat.DIFFUSERS, LoraFormat.PEFT])
-def test_magnitudes_per_input_are_refused_where_a_format_means_outputs(
+def test_magnitudes_per_input_are_rejected_where_a_format_means_outputs(
     tmp_path: Path, form: LoraFormat
 ) -> None:
     pairs = random_pairs({TO_Q: (8, 8, None)}, rank=2)
@@ -162,12 +162,12 @@ DIFFUSERS_XL = "unet.down_blocks.2.attentions.0.transformer_blocks.9.attn1.to_q"
         ("embeddings of OneTrainer", {"bundle_emb.a.clip_l": torch.ones(2), **pair(STEM, 8)}, {}),
     ],
 )
-def test_a_file_of_another_kind_is_refused_with_its_kind(
+def test_a_file_of_another_kind_is_rejected_with_its_kind(
     tmp_path: Path, kind: str, tensors: writers.Tensors, metadata: dict[str, str]
 ) -> None:
-    with pytest.raises(InvalidLoraFile, match=kind) as refused:
+    with pytest.raises(InvalidLoraFile, match=kind) as rejected:
         read(tmp_path, tensors, **metadata)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(rejected.value)
 
 
 # --- what no training gives --------------------------------------------------------------
@@ -201,12 +201,12 @@ DOWN, UP = torch.ones(2, 8), torch.ones(8, 2)
         ({"wrong": DOWN}, "is not part of a LoRA"),
     ],
 )
-def test_a_broken_layer_is_refused_by_name(
+def test_a_broken_layer_is_rejected_by_name(
     tmp_path: Path, parts: dict[str, torch.Tensor], message: str
 ) -> None:
-    with pytest.raises(InvalidLoraFile, match=message) as refused:
+    with pytest.raises(InvalidLoraFile, match=message) as rejected:
         read(tmp_path, {f"{STEM}.{part}": tensor for part, tensor in parts.items()})
-    assert "attn1" in str(refused.value)
+    assert "attn1" in str(rejected.value)
 
 
 @pytest.mark.parametrize(
@@ -248,9 +248,9 @@ def test_float8_is_read_exactly(tmp_path: Path) -> None:
 def test_another_kind_of_file_is_named(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(data)
-    with pytest.raises(InvalidLoraFile, match=message) as refused:
+    with pytest.raises(InvalidLoraFile, match=message) as rejected:
         read_lora(path)
-    assert "give a LoRA of Stable Diffusion 1.5" in str(refused.value)
+    assert "give a LoRA of Stable Diffusion 1.5" in str(rejected.value)
 
 
 def test_a_missing_path_is_reported(tmp_path: Path) -> None:
@@ -284,12 +284,12 @@ def test_a_folder_without_safetensors_is_reported(
         read_lora(tmp_path)
 
 
-def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_tensors_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InvalidLoraFile, match="holds no tensors"):
         read(tmp_path, {})
 
 
-def test_an_invalid_regular_expression_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_regular_expression_is_rejected(tmp_path: Path) -> None:
     tensors = {f"unet.{TO_Q}.lora_{part}.weight": torch.zeros(2, 2) for part in "AB"}
     config = json.dumps({"unet.alpha_pattern": {"(": 1}})
     with pytest.raises(InvalidLoraFile, match="unterminated subpattern"):
@@ -313,7 +313,7 @@ def test_an_invalid_regular_expression_is_refused(tmp_path: Path) -> None:
     ],
     ids=lambda value: value[:40],
 )
-def test_a_configuration_of_unexpected_structure_is_refused(config: str, complaint: str) -> None:
+def test_a_configuration_of_unexpected_structure_is_rejected(config: str, complaint: str) -> None:
     tensors = {f"unet.{TO_Q}.lora_{part}.weight": torch.zeros(2, 2) for part in "AB"}
     data = safetensors.torch.save(tensors, {"lora_adapter_metadata": config})
     with pytest.raises(InvalidLoraFile, match=complaint):
@@ -321,7 +321,7 @@ def test_a_configuration_of_unexpected_structure_is_refused(config: str, complai
 
 
 @pytest.mark.parametrize("config", [b"[]", b"{", b"\xff", b'{"alpha_pattern": 3}'])
-def test_a_peft_configuration_of_unexpected_structure_is_refused(
+def test_a_peft_configuration_of_unexpected_structure_is_rejected(
     tmp_path: Path, config: bytes
 ) -> None:
     tensors = {f"base_model.model.{TO_Q}.lora_{part}.weight": torch.zeros(2, 2) for part in "AB"}
@@ -331,7 +331,7 @@ def test_a_peft_configuration_of_unexpected_structure_is_refused(
         read_lora(tmp_path)
 
 
-def test_a_layer_under_two_spellings_is_refused(tmp_path: Path) -> None:
+def test_a_layer_under_two_spellings_is_rejected(tmp_path: Path) -> None:
     spellings = [("lora_A", "lora_B"), ("lora.down", "lora.up")]
     keys = [f"unet.{TO_Q}.{part}.weight" for parts in spellings for part in parts]
     with pytest.raises(InvalidLoraFile, match=r"is the second lora_(down|up).weight of its layer"):

@@ -72,7 +72,7 @@ class Backend:
     plan: FaultPlan = field(default_factory=FaultPlan)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def refusal(self, headers: Message, kind: str, body: Any) -> tuple[int, str] | None:
+    def rejection(self, headers: Message, kind: str, body: Any) -> tuple[int, str] | None:
         """Status and reason if the call must be rejected."""
         bearer: str = headers.get("Authorization", "")
         if not hmac.compare_digest(bearer.encode(), f"Bearer {self.token}".encode()):
@@ -236,10 +236,10 @@ class Handler(BaseHTTPRequestHandler):
             self._record(kind, body, accepted=False, response=fault.status or fault.do)
             self._misbehave(fault)
             return
-        refusal = backend.refusal(self.headers, kind, body)
-        if refusal is not None:
-            self._record(kind, body, accepted=False, response=refusal[0])
-            self._respond(refusal[0], {"success": False, "error": refusal[1]})
+        rejection = backend.rejection(self.headers, kind, body)
+        if rejection is not None:
+            self._record(kind, body, accepted=False, response=rejection[0])
+            self._respond(rejection[0], {"success": False, "error": rejection[1]})
             return
         self._record(kind, body, accepted=True, response=fault.do if fault else 200)
         if fault is not None:

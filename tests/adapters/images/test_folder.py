@@ -11,26 +11,26 @@ from adapters.images.folder import find_caption, find_images, passed_over, read_
 from domain.errors import UserError
 
 
-def refuse(*_: object) -> None:
+def reject(*_: object) -> None:
     raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def test_an_unreadable_folder_is_named_in_the_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(UserError) as refused:
+    monkeypatch.setattr(Path, "iterdir", reject)
+    with pytest.raises(UserError) as rejected:
         find_images(tmp_path)
-    assert str(refused.value) == f"{tmp_path}: cannot be read (Permission denied)"
+    assert str(rejected.value) == f"{tmp_path}: cannot be read (Permission denied)"
 
 
 def test_an_unreadable_file_is_named_in_the_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(UserError) as refused:
+    monkeypatch.setattr(Path, "read_bytes", reject)
+    with pytest.raises(UserError) as rejected:
         read_own(tmp_path / "a.png")
-    assert str(refused.value) == f"{tmp_path / 'a.png'}: cannot be read (Permission denied)"
+    assert str(rejected.value) == f"{tmp_path / 'a.png'}: cannot be read (Permission denied)"
 
 
 def test_images_are_recognised_by_their_extensions(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Any bytes are decoded or refused."""
+"""Any bytes are decoded or rejected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from adapters.images.opening import open_image
 from adapters.images.prepare import prepare
-from domain.image import ImageRefused
+from domain.image import ImageRejected
 from tests.adapters.images.files import animated_webp, encode, scene, srgb_profile
 
 FILES = 3000
@@ -60,9 +60,9 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("format", WHOLE)
-def test_mutated_files_are_prepared_or_refused(format: str) -> None:
+def test_mutated_files_are_prepared_or_rejected(format: str) -> None:
     warnings.simplefilter("ignore")
-    outcomes = {"prepared": 0, "refused": 0}
+    outcomes = {"prepared": 0, "rejected": 0}
     for seed in range(FILES):
         chance = random.Random(seed)
         data = mutated(chance.choice(WHOLE[format]), chance)
@@ -70,8 +70,8 @@ def test_mutated_files_are_prepared_or_refused(format: str) -> None:
             prepared = prepare(open_image(data), 64)
             assert prepared.facts.width > 0
             outcomes["prepared"] += 1
-        except ImageRefused:
-            outcomes["refused"] += 1
+        except ImageRejected:
+            outcomes["rejected"] += 1
         except Exception as error:
             raise AssertionError(f"seed {seed} of {format}") from error
     assert min(outcomes.values()) > 20, outcomes

@@ -13,7 +13,7 @@ from PIL import Image
 
 from adapters.images.isolated import IsolatedInspector
 from application.stop_signal import Stopped, StopReason, StopSignal
-from domain.image import ImageRefused
+from domain.image import ImageRejected
 from tests.adapters.images.files import (
     animated_webp,
     chunk,
@@ -36,7 +36,7 @@ def inspector() -> IsolatedInspector:
 
 
 def reason(inspector: IsolatedInspector, data: bytes) -> str:
-    with pytest.raises(ImageRefused) as caught:
+    with pytest.raises(ImageRejected) as caught:
         inspector.inspect(data, RESOLUTION, StopSignal())
     return str(caught.value)
 
@@ -51,12 +51,12 @@ def children() -> set[int]:
     return found
 
 
-def test_a_palette_image_without_palette_is_refused(inspector: IsolatedInspector) -> None:
+def test_a_palette_image_without_palette_is_rejected(inspector: IsolatedInspector) -> None:
     data = png((300, 300, 8, 3, 0, 0, 0), chunk(b"IDAT", b"x\x9c\x03\x00\x00\x00\x00\x01"))
     assert "damaged" in reason(inspector, data)
 
 
-def test_a_jpeg_of_very_many_scans_is_refused_by_name(inspector: IsolatedInspector) -> None:
+def test_a_jpeg_of_very_many_scans_is_rejected_by_name(inspector: IsolatedInspector) -> None:
     assert "3,000 scans" in reason(inspector, jpeg_of_scans(3000))
     inspector.inspect(jpeg_of_scans(100), RESOLUTION, StopSignal())
 
@@ -95,14 +95,14 @@ def test_a_crashing_decoder_fails_one_image_only(inspector: IsolatedInspector) -
     data = rgba_bomb(6000)
     before = children()
     with ThreadPoolExecutor(1) as pool:
-        refused = pool.submit(reason, IsolatedInspector(processes=1), data)
-        while not refused.done():
+        rejected = pool.submit(reason, IsolatedInspector(processes=1), data)
+        while not rejected.done():
             for pid in children() - before:
                 process = psutil.Process(pid)
                 if process.memory_info().rss > 80e6:  # it is at work on the image
                     process.kill()
             time.sleep(0.05)
-    assert "the decoder crashed" in refused.result()
+    assert "the decoder crashed" in rejected.result()
     inspector.inspect(SCENE, RESOLUTION, StopSignal())
 
 
@@ -116,7 +116,7 @@ def test_a_process_decodes_one_image_after_the_other() -> None:
     assert len(started) == 1
 
 
-def test_an_image_that_takes_too_long_is_refused() -> None:
+def test_an_image_that_takes_too_long_is_rejected() -> None:
     inspector = IsolatedInspector(processes=1, seconds=0.2)
     assert "takes too long" in reason(inspector, rgba_bomb(6000))
 
@@ -156,7 +156,9 @@ def test_no_process_remains_after_a_stop() -> None:
     assert children() <= before
 
 
-def test_images_of_one_colour_and_invisible_ones_are_refused(inspector: IsolatedInspector) -> None:
+def test_images_of_one_colour_or_invisible_are_rejected(
+    inspector: IsolatedInspector,
+) -> None:
     blank = encode(Image.new("RGB", (300, 300), "teal"), "PNG")
     assert reason(inspector, blank) == "it has one colour throughout"
     ink = Image.new("RGBA", (300, 300), (255, 255, 255, 0))

@@ -1,4 +1,4 @@
-"""Files of another type are refused with their type."""
+"""Files of another type are rejected with their type."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import gzip
 import pytest
 
 from adapters.images.decode import decode
-from domain.image import ImageRefused
+from domain.image import ImageRejected
 from tests.adapters.images.files import encode, scene
 
 SAVE_AS = "please send it as JPEG, PNG or WebP"
@@ -15,7 +15,7 @@ SEND_IT = "please send the image itself"
 
 
 def reason(data: bytes) -> str:
-    with pytest.raises(ImageRefused) as caught:
+    with pytest.raises(ImageRejected) as caught:
         decode(data)
     return str(caught.value)
 
@@ -56,19 +56,19 @@ def reason(data: bytes) -> str:
         (b"\x00" * 300, f"it is not an image of a supported format; {SAVE_AS}"),
     ],
 )
-def test_another_file_is_refused_by_its_name(data: bytes, text: str) -> None:
+def test_another_file_is_rejected_by_its_name(data: bytes, text: str) -> None:
     assert reason(data) == text
 
 
 @pytest.mark.parametrize("brands", [b"heic....mif1heic", b"mif1....mif1heic", b"msf1....msf1hevc"])
-def test_heic_without_the_plugin_is_refused_by_its_name(
+def test_heic_without_the_plugin_is_rejected_by_its_name(
     brands: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
     assert reason(b"\x00\x00\x00\x18ftyp" + brands) == f"it is a HEIC file; {SAVE_AS}"
 
 
-def test_avif_that_this_pillow_cannot_read_is_refused_by_its_name(
+def test_avif_that_this_pillow_cannot_read_is_rejected_by_its_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Which images are refused for their content, and the facts of accepted ones."""
+"""Which images are rejected for their content, and the facts of accepted ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adapters.images.decode import decode
 from adapters.images.opening import open_image
 from adapters.images.prepare import check_sides, difference_hash, prepare
 from domain.buckets import bucket_of
-from domain.image import MIN_SIDE_PIXELS, NEAR_DUPLICATE_BITS, ImageRefused
+from domain.image import MIN_SIDE_PIXELS, NEAR_DUPLICATE_BITS, ImageRejected
 from tests.adapters.images.files import SIZE, chunk, encode, facts_of, png, scene
 
 
@@ -29,7 +29,7 @@ def use(data: bytes) -> None:
 
 
 def reason(data: bytes) -> str:
-    with pytest.raises(ImageRefused) as caught:
+    with pytest.raises(ImageRejected) as caught:
         use(data)
     return str(caught.value)
 
@@ -64,32 +64,32 @@ def test_facts_depend_on_the_pixels_and_not_on_the_file() -> None:
     assert 0 <= facts.perceptual_hash < 2**64
 
 
-# --- what is refused ---------------------------------------------------------------------
+# --- what is rejected ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("percent", [1, 3, 10, 25, 50, 75, 90, 97, 99])
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "AVIF"])
-def test_a_truncated_file_is_refused(format: str, percent: int) -> None:
+def test_a_truncated_file_is_rejected(format: str, percent: int) -> None:
     complete = encode(scene(), format)
     cut = complete[: max(40, len(complete) * percent // 100)]
     assert "damaged or incomplete" in reason(cut)
 
 
 @pytest.mark.parametrize("percent", [10, 50, 90])
-def test_a_truncated_progressive_jpeg_is_refused(percent: int) -> None:
+def test_a_truncated_progressive_jpeg_is_rejected(percent: int) -> None:
     complete = encode(scene(), "JPEG", progressive=True)
     assert "damaged or incomplete" in reason(complete[: len(complete) * percent // 100])
 
 
 @pytest.mark.parametrize("percent", [30, 60, 90])
-def test_a_png_with_altered_pixels_is_refused(percent: int) -> None:
+def test_a_png_with_altered_pixels_is_rejected(percent: int) -> None:
     data = bytearray(encode(scene(), "PNG"))
     data[len(data) * percent // 100] ^= 0xFF
     assert "damaged or incomplete" in reason(bytes(data))
 
 
 @pytest.mark.parametrize("size", [(255, 600), (600, 255), (1, 1)])
-def test_a_small_image_is_refused_with_its_size(size: tuple[int, int]) -> None:
+def test_a_small_image_is_rejected_with_its_size(size: tuple[int, int]) -> None:
     text = reason(encode(Image.new("RGB", size), "PNG"))
     assert text == f"it is {size[0]} x {size[1]} pixels, and each side needs at least 256"
 
@@ -108,7 +108,7 @@ def test_an_image_of_just_the_smallest_size_is_accepted() -> None:
         (webp_that_claims(16_383, 16_383), "far more than the 100 million pixels"),
     ],
 )
-def test_a_decompression_bomb_is_refused_before_it_is_decoded(data: bytes, measured: str) -> None:
+def test_a_decompression_bomb_is_rejected_before_it_is_decoded(data: bytes, measured: str) -> None:
     text = reason(data)
     assert measured in text
     assert "100 million" in text
@@ -120,7 +120,7 @@ def test_an_image_of_just_the_largest_area_is_accepted(monkeypatch: pytest.Monke
     assert "1 million in all" in reason(encode(Image.new("RGB", (1001, 1000)), "PNG"))
 
 
-def test_an_image_that_needs_too_much_memory_is_refused_by_its_header(
+def test_an_image_that_needs_too_much_memory_is_rejected_by_its_header(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Per pixel WebP takes four times as much as PNG, and a progressive JPEG more than twice."""
@@ -152,14 +152,14 @@ def test_running_out_of_memory_is_not_blamed_on_the_image(
         facts_of(encode(scene(), "PNG"))
 
 
-def test_an_image_of_one_colour_throughout_is_refused() -> None:
+def test_an_image_of_one_colour_throughout_is_rejected() -> None:
     for colour in ("white", "black", (200, 100, 50)):
         blank = encode(Image.new("RGB", (300, 300), colour), "JPEG")
         assert reason(blank) == "it has one colour throughout"
 
 
 @pytest.mark.parametrize("opacity", [0, 255])
-def test_an_image_invisible_on_white_is_refused(opacity: int) -> None:
+def test_an_image_invisible_on_white_is_rejected(opacity: int) -> None:
     image = Image.new("RGBA", (300, 300), (255, 255, 255, 0))
     image.paste((252, 255, 255, opacity), (50, 50, 200, 200))
     assert "it is all white" in reason(encode(image, "PNG"))
@@ -173,8 +173,8 @@ def test_a_faint_drawing_is_accepted() -> None:
 
 @given(st.binary(max_size=400), st.sampled_from([b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b""]))
 @example(b"", b"")
-def test_arbitrary_bytes_are_refused_and_raise_nothing_else(body: bytes, start: bytes) -> None:
-    with pytest.raises(ImageRefused):
+def test_arbitrary_bytes_are_rejected_and_raise_nothing_else(body: bytes, start: bytes) -> None:
+    with pytest.raises(ImageRejected):
         facts_of(start + body)
 
 

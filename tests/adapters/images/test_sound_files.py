@@ -8,7 +8,7 @@ import pytest
 
 from adapters.images.decode import decode, load
 from adapters.images.opening import open_image
-from domain.image import ImageRefused
+from domain.image import ImageRejected
 from tests.adapters.images.files import (
     CASES,
     animated_webp,
@@ -96,9 +96,9 @@ def test_a_jpeg_of_another_program_without_its_end_marker() -> None:
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("missing", [20, 60, 300])
-def test_a_jpeg_truncated_in_its_pixels_is_refused(missing: int, progressive: bool) -> None:
+def test_a_jpeg_truncated_in_its_pixels_is_rejected(missing: int, progressive: bool) -> None:
     complete = encode(scene(), "JPEG", progressive=progressive)
-    with pytest.raises(ImageRefused, match="damaged or incomplete"):
+    with pytest.raises(ImageRejected, match="damaged or incomplete"):
         decode(complete[:-missing])
 
 

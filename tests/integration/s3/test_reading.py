@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 
-def test_a_too_large_object_is_refused_by_its_headers(
+def test_a_too_large_object_is_rejected_by_its_headers(
     store: Store, proxy: FaultyProxy, direct: S3Client
 ) -> None:
     direct.upload_fileobj(io.BytesIO(bytes(48 * MIB)), store.bucket, "huge")
