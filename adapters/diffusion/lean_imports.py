@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -54,10 +54,13 @@ def _left_out() -> Iterator[None]:
     sys.modules.update(modules)  # type: ignore[arg-type] # None: the import fails
     # As in a build of torch without it. Else transformers imports torch's sharded tensors.
     is_available, torch.distributed.is_available = torch.distributed.is_available, lambda: False
+    # diffusers reads the files of all installed packages, for the versions of a few optional ones.
+    read_packages, metadata.packages_distributions = metadata.packages_distributions, dict
     try:
         yield
     finally:
         torch.distributed.is_available = is_available
+        metadata.packages_distributions = read_packages
         for name, module in modules.items():
             if sys.modules.get(name) is module:
                 del sys.modules[name]
@@ -72,6 +75,8 @@ def _stand_ins() -> dict[str, ModuleType | None]:
     compiler.eval_frame = SimpleNamespace(OptimizedModule=type("OptimizedModule", (), {}))
     mask_helper: Any = ModuleType(_MASK_HELPER)
     mask_helper.TransformGetItemToIndex = _transform_get_item_to_index
+    sagemaker: Any = ModuleType("accelerate.commands.config.sagemaker")  # it imports boto3
+    sagemaker.get_sagemaker_input = None
     # These packages' own ``__init__`` reads or imports all models of the library.
     packages = [
         _without_init(name)
@@ -82,7 +87,7 @@ def _stand_ins() -> dict[str, ModuleType | None]:
             "diffusers.models.unets",
         )
     ]
-    stand_ins = (compiler, mask_helper, *packages)
+    stand_ins = (compiler, mask_helper, sagemaker, *packages)
     return {stand_in.__name__: stand_in for stand_in in stand_ins} | {"peft": None}
 
 
