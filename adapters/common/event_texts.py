@@ -40,7 +40,7 @@ def measured(loss: float | None, base: float | None) -> list[str]:
     """Describe a loss over fixed noises beside the base's; empty if it was not measured."""
     if loss is None:
         return []
-    return [f"measured {loss:.4f}" + ("" if base is None else f" (base {base:.4f})")]
+    return [f"measured loss {loss:.4f}" + ("" if base is None else f" (base model {base:.4f})")]
 
 
 def outcome(metric: TrainingMetric) -> str:

@@ -54,7 +54,7 @@ def curves_in_words(history: Sequence[EpochRecord], base_loss: float | None = No
         f"in epoch {last.epoch}; the learning rate beside it"
     )
     if base_loss is not None:
-        words += f"; a line at {base_loss:.4f}, the measured loss without the style"
+        words += f"; a line at {base_loss:.4f}, the measured loss of the base model"
     means = _points(history, [record.gradient_norm for record in history])
     largest = _points(history, [record.largest_gradient_norm for record in history])
     if means:
@@ -97,15 +97,15 @@ def _plot_loss(axes: Axes, history: Sequence[EpochRecord], base_loss: float | No
         losses = [sum(losses[end - width : end]) / width for end in range(width, len(losses) + 1)]
     axes.plot(epochs[width - 1 :], losses, color=ACCENT, lw=2, marker=marker, label=label)
     for label, colour, values in (
-        ("fixed noises, training images", "#5d8a4e", [r.evaluation_loss for r in history]),
-        ("fixed noises, held-out images", "#a8443f", [r.validation_loss for r in history]),
+        ("measured, training images", "#5d8a4e", [r.evaluation_loss for r in history]),
+        ("measured, held-out images", "#a8443f", [r.validation_loss for r in history]),
     ):
         if points := _points(history, values):
             axes.plot(
                 *zip(*points, strict=True), color=colour, lw=1.2, marker=".", ls="--", label=label
             )
     if base_loss is not None:
-        label = "fixed noises, base model"
+        label = "measured, base model"
         axes.axhline(base_loss, color=FAINT, lw=1.2, ls="-.", label=label)
     axes.set_ylabel("loss", color=ACCENT)
     axes.grid(axis="y", color=FAINT, alpha=0.18)
@@ -116,7 +116,11 @@ def _plot_loss(axes: Axes, history: Sequence[EpochRecord], base_loss: float | No
 def _plot_gradients(axes: Axes, history: Sequence[EpochRecord]) -> None:
     marker = "o" if len(history) < 3 else None
     for label, style, values in (
-        ("largest", {"alpha": 0.35, "lw": 1}, [r.largest_gradient_norm for r in history]),
+        (
+            "largest of the epoch",
+            {"alpha": 0.35, "lw": 1},
+            [r.largest_gradient_norm for r in history],
+        ),
         ("mean of the epoch", {"lw": 2}, [r.gradient_norm for r in history]),
     ):
         if points := _points(history, values):

@@ -79,7 +79,7 @@ class HtmlReporter:
         return template.render(
             report=report,
             long_text=LONG_TEXT,
-            title=f"Style {report.task.style_id}",
+            title=report.task.label.name or f"Style {report.task.style_id}",
             duration=_duration(report.seconds),
             curve=_data_uri(curve, "image/png"),
             curve_size=Image.open(BytesIO(curve)).size,
@@ -144,13 +144,15 @@ def _parameter_rows(parameters: TrainingParameters, steps: int) -> list[tuple[st
         "alpha": f"{parameters.network_alpha:g}",
         "lr_warmup_steps": str(parameters.warmup_steps(steps)),
         "snr_gamma": "off",
-        "text_encoder_lr": f"{parameters.learning_rate:g}",
+        "text_encoder_lr": (
+            f"{parameters.learning_rate:g}" if parameters.train_text_encoder else "none"
+        ),
         "trigger_word": "none",
         "network_weights": "none",
         "caption_prefix": "none",
         "caption_suffix": "none",
-        "sample_prompts": "none: the first distinct captions; a single caption is combined with "
-        "further subjects",
+        "sample_prompts": "the first distinct captions; a single one is combined with further "
+        "subjects",
     }
     rows = []
     for field in fields(parameters):

@@ -143,7 +143,7 @@ def test_a_finished_style_is_shown_beside_the_base_with_its_epoch() -> None:
     console, file = pipe()
     metric = replace(METRIC, measured_loss=0.05, base_loss=0.1, delivered_epoch=40)
     ConsoleNotifier(console).completed("task", 7, ARTIFACT, metric)
-    summary = "(loss 0.0625, measured 0.0500 (base 0.1000), weights of epoch 40 of 50)"
+    summary = "(loss 0.0625, measured loss 0.0500 (base model 0.1000), weights of epoch 40 of 50)"
     assert summary in file.getvalue()
 
 
@@ -198,7 +198,7 @@ def test_a_measured_loss_is_shown_next_to_the_base_models() -> None:
     event = made(100)
     progress = replace(event.progress, measured_loss=0.5, base_loss=0.75)
     line = shown(began(), replace(event, progress=progress))[-1]
-    assert "loss 0.1250, measured 0.5000 (base 0.7500), " in line
+    assert "loss 0.1250, measured loss 0.5000 (base model 0.7500), " in line
 
 
 def test_a_second_try_is_announced_with_its_learning_rate() -> None:

@@ -236,7 +236,7 @@ def test_every_parameter_is_there_with_its_value(parameters: TrainingParameters)
 def test_omitted_parameters_show_their_resolved_values() -> None:
     parameters = TrainingParameters(epochs=40, resolution=512)
     text = page(replace(REPORT, parameters=parameters)).text
-    assert "trigger_word none sample_prompts none: the first distinct captions" in text
+    assert "trigger_word none sample_prompts the first distinct captions" in text
     assert "lr_warmup_steps 58" in text
     assert "snr_gamma off" in text
 
@@ -453,20 +453,20 @@ MEASURED = [
 
 def test_the_best_epoch_is_named_with_its_measured_images() -> None:
     held_out = page(replace(REPORT, history=MEASURED)).text
-    assert "epoch 20 was best: loss 0.2000 on held-out images" in held_out
-    assert "The file has the weights of epoch 40" in held_out
+    assert "lowest in epoch 20: 0.2000 on held-out images" in held_out
+    assert "The file has the weights of epoch 40 (deliver=auto takes the last epoch" in held_out
     without = [replace(record, validation_loss=None) for record in MEASURED]
     text = page(replace(REPORT, history=without)).text
-    assert "epoch 40 was best: loss 0.0075 on the training images" in text
+    assert "lowest in epoch 40: 0.0075 on the training images" in text
     assert "No image was held out" in text
-    assert "was best" not in page().text
+    assert "was lowest" not in page().text
 
 
 def test_the_measured_loss_is_shown_next_to_the_base_models() -> None:
     metric = replace(REPORT.metric, measured_loss=0.2, base_loss=0.31, delivered_epoch=40)
     report = replace(REPORT, history=MEASURED, metric=metric)
     text = page(report).text
-    assert "0.2000 without the style 0.3100" in text
+    assert "0.2000 base model 0.3100" in text
     assert "The base model without the style has 0.3100." in text
     assert "The last epoch was worse" not in text
     assert render(report)["loss.png"] != render(replace(REPORT, history=MEASURED))["loss.png"]
@@ -475,7 +475,7 @@ def test_the_measured_loss_is_shown_next_to_the_base_models() -> None:
 def test_an_earlier_epochs_weights_are_announced_with_the_reason() -> None:
     metric = replace(REPORT.metric, delivered_epoch=20)
     text = page(replace(REPORT, history=MEASURED, metric=metric)).text
-    assert "The last epoch was worse than epoch 20, so the file has the weights of epoch" in text
+    assert "The last epoch was worse than epoch 20. Next time" in text
     assert "The file has the weights of epoch 20" in text
 
 
