@@ -97,7 +97,7 @@ def fetch_images(
             continue
         if isinstance(found, BlobDenied):
             if not quiet:
-                log.warning("%s: %s", image.name, found)
+                log.warning("%s is left out: %s", image.name, found)
             found = RejectedImage(image.name, "the file is not there or may not be read")
         rejected.append(found)
     for image, times in listed.items():

@@ -120,7 +120,7 @@ class WorkerLoop:
                 log.warning("invalid message, task %s: %s", task.task_id or "unknown", task)
                 settlement = self.reject(delivery.body, task, stop, delivery.retries)
             else:
-                log.info("task %s for style %d", task_id, task.style_id)
+                log.info("received task %s for style %d", task_id, task.style_id)
                 settlement = self.run(task, stop, delivery.retries)
             self._settle(delivery, settlement)
         finally:

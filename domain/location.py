@@ -72,7 +72,7 @@ class Location:
         """
         scheme, separator, rest = text.partition("://")
         if not separator or scheme not in SCHEMES:
-            raise InvalidLocation(f"{text[:80]!r} is not of the form {FORMS}")
+            raise InvalidLocation("it does not begin with s3:// or gs://")
         bucket, _, key = rest.partition("/")
         return cls(bucket, key, scheme)
 

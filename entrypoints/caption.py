@@ -30,7 +30,7 @@ def build_parser() -> CommandParser:
     """The command line."""
     parser = CommandParser(
         "caption",
-        description="Write <name>.txt with a caption beside each image that has no caption.",
+        description="Caption each image that has no caption, in the file <name>.txt beside it.",
         epilog=EPILOG,
     )
     parser.add_argument("images", type=path, help="folder with JPEG, PNG, WebP or AVIF images")

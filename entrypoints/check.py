@@ -105,12 +105,14 @@ def _settings(settings: Settings) -> str:
     if typos := settings.typos():
         raise UserError("; ".join(typos))
     for name in ("storage_dir", "spool_dir"):
-        folder = getattr(settings, name)
-        if name in settings.model_fields_set and folder is not None and not folder.exists():
-            raise UserError(
-                f"{name.upper()}={folder}: no such folder; create it, or correct the name"
-            )
+        _require_folder(settings, name)
     return "no setting is misspelt"
+
+
+def _require_folder(settings: Settings, name: str) -> None:
+    folder = getattr(settings, name)
+    if name in settings.model_fields_set and folder is not None and not folder.exists():
+        raise UserError(f"{name.upper()}={folder}: no such folder; create it, or correct the name")
 
 
 def _disk(settings: Settings) -> str:
@@ -135,7 +137,12 @@ def _queue(container: Container) -> str:
 def _bucket(container: Container, bucket: Bucket, *, write: bool) -> str:
     from application.check_bucket import check_bucket
 
-    return check_bucket(container.blobs(), container.store().probe(bucket), write=write)
+    settings = container.settings()
+    _require_folder(settings, "storage_dir")  # the check would create it
+    found = check_bucket(container.blobs(), container.store().probe(bucket), write=write)
+    if settings.has_object_store:
+        return found
+    return f"{found}: the folder {settings.storage_folder / bucket.name}"
 
 
 def _weights_form(settings: Settings) -> str:

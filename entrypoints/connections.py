@@ -92,7 +92,11 @@ def queue_place(settings: Settings) -> str:
 def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> Iterator[Notifier]:
     """Open the backend's webhook client, or a notifier on the terminal if none is configured."""
     if settings.backend_api_url is None or settings.internal_api_token is None:
-        yield ConsoleNotifier(console)
+        if settings.has_object_store:
+            yield ConsoleNotifier(console)
+        else:
+            folder = settings.storage_folder
+            yield ConsoleNotifier(console, lambda at: folder / at.bucket / at.key)
         return
     from adapters.webhook.notifier import Bodies, WebhookNotifier
     from adapters.webhook.options import WebhookOptions

@@ -249,7 +249,7 @@ def run(
         difference = _difference(store.read_job(other_runs[0]), parameters)
         raise UserError(
             f"--out {out}: holds another run {difference}; give another folder, or repeat that "
-            "command"
+            "run's command"
         )
     fresh = TrainingJob(task_id=task.task_id, style_id=task.style_id)
     job = store.read_job(task.task_id) or fresh
@@ -336,7 +336,7 @@ def _difference(other: TrainingJob | None, parameters: TrainingParameters) -> st
         if was[name] != now[name]
     ]
     if not differing:
-        return "with other images, captions or tags, or another base model"
+        return "with other images, captions or tags, another style id or another base model"
     # Name them: a default may differ because the number of images differs.
     return f"with {', '.join(differing)}"
 

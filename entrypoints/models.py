@@ -29,7 +29,7 @@ def default_base(device: str) -> tuple[str, str]:
     Stable Diffusion 1.5 is chosen only with a GPU, and with access to the hub or a cached copy.
     """
     if not device.startswith("cuda"):
-        return str(SMALL_BASE), "there is no GPU"
+        return str(SMALL_BASE), "the training runs on the CPU"
     from adapters.diffusion.base.names import hub_has, is_cached
 
     if not is_cached(STABLE_DIFFUSION) and not hub_has(STABLE_DIFFUSION):
@@ -96,6 +96,14 @@ def load_captioner(settings: Settings, device: str) -> TransformersCaptioner | N
     if settings.caption_model is None:
         return None
     quiet_libraries()
-    from adapters.captioner import TransformersCaptioner
+    from adapters.captioner import CaptionModelInvalid, TransformersCaptioner
+    from adapters.diffusion.base.names import hub_has, is_cached
 
-    return TransformersCaptioner(settings.caption_model, device, decode)
+    name = settings.caption_model
+    # The library would retry for minutes.
+    if not (Path(name).exists() or is_cached(name, "config.json") or hub_has(name)):
+        raise CaptionModelInvalid(
+            f"caption model {name}: is not a folder, and the hub does not have it or cannot be "
+            "reached; check the name and the connection"
+        )
+    return TransformersCaptioner(name, device, decode)

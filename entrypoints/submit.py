@@ -189,7 +189,10 @@ def _submit(arguments: argparse.Namespace, container: Container) -> str:
     source: Path = arguments.source
     if source.is_file():
         body = read_own(source)
-        task = container.parse_task()(body)
+        try:
+            task = container.parse_task()(body)
+        except InvalidTask as error:
+            raise UserError(f"{source}: {error}") from None
         container.queue().publish(body)
         return task.task_id
     if source.is_dir():

@@ -31,7 +31,7 @@ def speed(progress: Progress) -> str:
     parts += measured(progress.measured_loss, progress.base_loss)
     if (speed := progress.steps_per_second) is not None:
         parts.append(f"{speed:.1f} steps/s" if speed >= 1 else f"{speed:.3f} steps/s")
-    if (seconds := progress.estimated_seconds) is not None:
+    if seconds := progress.estimated_seconds:
         parts.append(f"{timedelta(seconds=seconds)} left")
     return ", ".join(parts)
 

@@ -73,7 +73,7 @@ def process_dead_letters(
 
     letters.process_dead_letters(decide)
     if wanted is not None and not rows:
-        raise UserError(f"{option} {wanted}: this task has no dead letters; see --dead")
+        raise UserError(f"{option} {wanted}: there is no such dead letter; see --dead")
     if as_json:
         return json.dumps([asdict(row) for row in rows], indent=1)
     count = f"{len(rows)} dead letter{'s' * (len(rows) != 1)}"

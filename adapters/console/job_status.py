@@ -40,7 +40,8 @@ def in_words(status: JobStatus) -> list[str]:
         head = f"task {status.task_id}, style {job.style_id}: {_WORDS[job.state]}"
         lines = [head, *(f"  {line}" for line in _details(job))]
         if status.worker is not None:
-            lines.append(f"  worker {status.worker} runs it")
+            does = "writes its report" if job.state is JobState.COMPLETED else "runs it"
+            lines.append(f"  worker {status.worker} {does}")
         elif not job.is_terminal:
             lines.append(
                 "  no worker runs it now: its message is in the queue or among the dead letters"
@@ -66,7 +67,7 @@ _WORDS = {
 def _details(job: TrainingJob) -> list[str]:
     lines = []
     if job.attempt:
-        failures = f", {job.failures} failures since the last checkpoint" * bool(job.failures)
+        failures = f", failures since the last checkpoint: {job.failures}" * bool(job.failures)
         lines.append(f"attempt {job.attempt}{failures}")
     if job.progress is not None and job.artifact is None:
         at = job.progress

@@ -82,7 +82,9 @@ def load_initial_lora(lora: StyleLora, data: bytes) -> None:
             matrices.magnitude.copy_(given.magnitude)
     fresh = len(own) - len(weights)
     if fresh:
-        log.warning("network_weights has no weights for %d of %d layers", fresh, len(own))
+        log.warning(
+            "network_weights lacks %d of %d layers: these start untrained", fresh, len(own)
+        )
 
 
 def _as(given: torch.Tensor, own: torch.Tensor) -> torch.Tensor | None:

@@ -76,7 +76,7 @@ class DiffusionTrainer:
         # Used by the device's thread only, from here on.
         self._model: TrainingModel | None = None
         self._close_model = ExitStack()
-        log.info("training on %s: %s", self._device, describe(self._execution))
+        log.info("device %s: %s", self._device, describe(self._execution))
 
     @property
     def base(self) -> BaseFacts:

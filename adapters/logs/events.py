@@ -82,5 +82,8 @@ def _logged(event: Event) -> tuple[int, str]:
         case JobFailed(failure=failure):
             return logging.INFO, f"ended with {failure.code}"
         case JobInterrupted(reason=reason, failures=failures):
-            return logging.WARNING, f"interrupted, {failures} failures so far: {reason}"
+            return (
+                logging.WARNING,
+                f"interrupted (failures since the last checkpoint: {failures}): {reason}",
+            )
     return logging.INFO, type(event).__name__

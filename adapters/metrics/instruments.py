@@ -102,7 +102,7 @@ class Metrics:
         self.redeliveries = counter("redeliveries", "Redelivered messages.")
         self.settlements = counter(
             "settlements",
-            "Deliveries settled, by outcome and by result of the call.",
+            "Deliveries settled, by outcome; result lost: the broker had requeued the delivery.",
             "outcome",
             "result",
         )

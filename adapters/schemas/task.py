@@ -276,13 +276,18 @@ def _readable_task_id(raw: object) -> str | None:
 def _decode(body: bytes) -> object:
     if len(body) > MAX_MESSAGE_BYTES:
         limit = f"send at most {MAX_MESSAGE_BYTES // 1024} KiB"
-        raise InvalidTask("message", body[:40], limit)
+        raise InvalidTask("message", _beginning(body), limit)
     try:
         # Accepts NaN and Infinity, which Python's json may write. The field's validation rejects
         # them later, when the style is known.
         return from_json(body)
     except ValueError as error:
-        raise InvalidTask("message", body[:40], f"send JSON in UTF-8 ({error})") from None
+        remedy = f"send JSON in UTF-8 ({error})"
+        raise InvalidTask("message", _beginning(body), remedy) from None
+
+
+def _beginning(body: bytes) -> str:
+    return body[:40].decode(errors="replace")
 
 
 def _repeated_keys(body: bytes) -> list[str]:

@@ -24,6 +24,6 @@ def check_binding(host: str, token: str | None) -> None:
         )
     if token is None and not is_loopback(host):
         raise InvalidBinding(
-            f"{host!r} is open to the network; give a token of {SHORTEST_TOKEN} characters or "
-            "more, or listen at 127.0.0.1"
+            f"STATUS_HOST={host} is open to the network; give a token of {SHORTEST_TOKEN} "
+            "characters or more, or set STATUS_HOST=127.0.0.1"
         )

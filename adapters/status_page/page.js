@@ -14,8 +14,11 @@ const STATES = {
   training: ["Training", "busy"],
   uploading: ["Uploading the style", "busy"],
   announcing: ["Notifying the backend", "busy"],
+  reporting: ["Writing the report", "busy"],
   stopping: ["Stopping", "warn"],
 };
+
+const PARTS = { queue: "waiting", call: "webhook" };
 
 const chart = new LossChart($("plot"), $("curve-readout"));
 const table = new JobTable($("jobs"), $("active-jobs"), (taskId) => choose(taskId));
@@ -77,7 +80,7 @@ function showNote(status, job, running) {
     const starting = status.worker.state === "starting";
     setText(note, starting ? "The worker takes tasks as soon as its base model is loaded." : "No job yet. The worker starts the next task in the queue.");
   } else if (job.result === "completed") {
-    setText(note, `Completed in ${duration(job.seconds)}. The backend was notified that the style is ready.`);
+    setText(note, `Completed in ${duration(job.seconds)}.`);
   } else {
     note.className = job.result === "failed" || job.result === "dead letter" ? "bad" : "warn";
     const code = job.code ? ` (${job.code})` : "";
@@ -188,7 +191,7 @@ function showPreviews(previews) {
       };
       const drawn = [before && image("before", before), after && image(before ? "after" : "so far", after)];
       const two = make("div", before && after ? "drawn two" : "drawn", ...drawn);
-      return make("figure", "", two, make("figcaption", "", prompt, make("span", "quiet", ` · seed ${seed}`)));
+      return make("figure", "", two, make("figcaption", "", prompt || "no prompt", make("span", "quiet", ` · seed ${seed}`)));
     })
   );
 }
@@ -208,7 +211,7 @@ function showRecent(jobs) {
       const when = make("time", "when quiet", new Date(job.ended_at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }));
       when.dateTime = job.ended_at;
       when.title = `${new Date(job.ended_at).toLocaleString()}, task ${job.task_id}`;
-      const parts = job.parts.map(({ name, seconds }) => `${name} ${seconds.toFixed(1)} s`).join(" · ");
+      const parts = job.parts.map(({ name, seconds }) => `${PARTS[name] ?? name} ${seconds.toFixed(1)} s`).join(" · ");
       const why = [job.code, job.message].filter(Boolean).join(": ");
       const task = make("code", "why quiet task", job.task_id);
       return make("li", "", badge, what, when, task, ...[parts, why].filter(Boolean).map((text) => make("span", "why quiet", text)));

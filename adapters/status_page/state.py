@@ -51,6 +51,8 @@ class WorkerState:
         self._began = clock.monotonic()
         self._jobs: dict[str, JobView] = {}
         self._past = PastJobs()
+        self._reporting: set[str] = set()
+        """Completed tasks whose messages are not settled: their reports are being written."""
         self.device: str | None = None
         """The training device, once known."""
         self._model: str | None = None
@@ -83,6 +85,7 @@ class WorkerState:
 
     def _settle(self, event: MessageSettled) -> None:
         """End the job whose message is settled, unless an event has ended it."""
+        self._reporting.discard(event.task_id or "")
         job = self._jobs.get(event.task_id or "")
         if job is None:
             if isinstance(event.settlement, DeadLetter) and event.task_id is not None:
@@ -137,6 +140,8 @@ class WorkerState:
         if phases:
             # Of several phases, show training.
             return "training" if "training" in phases else phases[0]
+        if self._reporting:
+            return "reporting"
         return "starting" if self.model is None else "idle"
 
     def _view(self, task_id: str, style_id: int) -> JobView:
@@ -171,6 +176,7 @@ class WorkerState:
             self._end(job, str(state), message=event.reason)
         elif state is not None:
             self._end(job, str(state))
+            self._reporting.add(job.task_id)
 
     def _end(self, job: JobView, result: str, **why: str | None) -> None:
         del self._jobs[job.task_id]

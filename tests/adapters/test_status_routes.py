@@ -350,10 +350,10 @@ def test_a_token_that_is_set_is_required_on_loopback_too() -> None:
 @pytest.mark.parametrize(
     ("host", "token", "message"),
     [
-        ("0.0.0.0", None, "'0.0.0.0' is open to the network; give a token"),
-        ("::", None, "listen at 127.0.0.1"),
-        ("192.168.1.5", None, "listen at 127.0.0.1"),
-        ("worker.example", None, "listen at 127.0.0.1"),
+        ("0.0.0.0", None, "STATUS_HOST=0.0.0.0 is open to the network; give a token"),
+        ("::", None, "set STATUS_HOST=127.0.0.1"),
+        ("192.168.1.5", None, "set STATUS_HOST=127.0.0.1"),
+        ("worker.example", None, "set STATUS_HOST=127.0.0.1"),
         ("127.0.0.1", "short", "give 16 or more"),
     ],
 )

@@ -18,11 +18,20 @@ from adapters.status_page.past_jobs import RECENT_JOBS
 from adapters.status_page.state import WorkerState
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater
 from application.stop_signal import StopReason, StopSignal
-from domain.events import AnnouncementBegun, JobInterrupted, ProgressMade
+from domain.events import AnnouncementBegun, JobCompleted, JobInterrupted, ProgressMade
 from domain.failure import FailureCode
 from domain.progress import Progress
 from tests.application.world import TASK_ID, World, a_task, received, settled
-from tests.services.status_scenes import Scene, failed, idle, ids, side_by_side, task, training
+from tests.services.status_scenes import (
+    ARTIFACT,
+    Scene,
+    failed,
+    idle,
+    ids,
+    side_by_side,
+    task,
+    training,
+)
 
 
 def shown(scene: Scene) -> dict[str, Any]:
@@ -72,6 +81,16 @@ def test_a_worker_between_jobs_shows_its_last_one() -> None:
     assert snapshot["worker"]["state"] == "idle"
     assert snapshot["last"]["result"] == "failed"
     assert snapshot["last"]["curve"]
+
+
+def test_a_worker_that_writes_a_report_is_not_idle() -> None:
+    scene = Scene()
+    scene.worker_state.model = "sd15"
+    scene.start(5)
+    scene.publish(JobCompleted(**ids(5), artifact=ARTIFACT))
+    assert shown(scene)["worker"]["state"] == "reporting"
+    scene.publish(settled(task(5), Ack()))
+    assert shown(scene)["worker"]["state"] == "idle"
 
 
 def test_a_cancelled_job_is_cancelled_and_not_failed() -> None:

@@ -49,6 +49,8 @@ def container(**parts: Any) -> Any:
         weights_in_folder=True,
         work_folder=Path(),
         min_disk_gb=0.0,
+        storage_dir=None,
+        has_object_store=True,
         model_fields_set=set(),
     )
     usual = {
@@ -121,6 +123,8 @@ def test_a_misspelt_setting_and_a_missing_folder_are_found(
     settings = make_settings(storage_dir=tmp_path / "bukkets")
     with pytest.raises(UserError, match=r"STORAGE_DIR=.*bukkets: no such folder"):
         named(container(settings=lambda: settings), "settings")()
+    with pytest.raises(UserError, match=r"STORAGE_DIR=.*bukkets: no such folder"):
+        named(container(settings=lambda: settings), "models")()
     (tmp_path / "bukkets").mkdir()
     named(container(settings=lambda: settings), "settings")()
     monkeypatch.setenv("RABBITMQ_HOSTNAME", "broker.example")

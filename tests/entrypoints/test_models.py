@@ -11,12 +11,14 @@ import huggingface_hub
 import pytest
 import torch
 
+from adapters.captioner import CaptionModelInvalid
 from adapters.diffusion.base import model
 from entrypoints.models import (
     SMALL_BASE,
     STABLE_DIFFUSION,
     default_base,
     load_base_model,
+    load_captioner,
 )
 from tests.services.settings import make_settings
 
@@ -37,7 +39,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_without_a_gpu_the_small_base_is_used_without_a_download(hub: SimpleNamespace) -> None:
-    assert default_base("cpu") == (str(SMALL_BASE), "there is no GPU")
+    assert default_base("cpu") == (str(SMALL_BASE), "the training runs on the CPU")
     assert hub.timeout_seconds is None
 
 
@@ -51,6 +53,15 @@ def test_on_a_gpu_stable_diffusion_is_used_where_available(
     assert default_base(device) == (str(SMALL_BASE), "the Hugging Face hub cannot be reached")
     hub.cached = "/cache/model_index.json"
     assert default_base(device)[0] == STABLE_DIFFUSION
+
+
+@pytest.mark.parametrize("name", ["someone/captioner", "/no/such/folder"])
+def test_a_caption_model_that_does_not_exist_is_found_without_retries(
+    hub: SimpleNamespace, name: str
+) -> None:
+    hub.fault = OSError("unreachable")
+    with pytest.raises(CaptionModelInvalid, match=rf"{name}: is not a folder, and the hub"):
+        load_captioner(make_settings(caption_model=name), "cpu")
 
 
 @pytest.fixture

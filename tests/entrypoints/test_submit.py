@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from application.journal import encode_job
 from domain.job import JobState, TrainingJob
 from domain.location import Location
 from domain.progress import Progress
-from domain.results import CheckpointRef
+from domain.results import Artifact, CheckpointRef
 from entrypoints.settings import Settings
 from entrypoints.submit import main
 
@@ -106,7 +107,7 @@ def test_processed_dead_letters_are_counted_and_an_unknown_id_rejected(
     assert len(list(Path("spool").glob("*.json"))) == 2
     assert main(["--drop-dead", ""]) == 2
     assert main(["--replay-dead", TASK]) == 2
-    assert "this task has no dead letters" in capsys.readouterr().err
+    assert "there is no such dead letter" in capsys.readouterr().err
 
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e x\nforged line"
@@ -166,6 +167,12 @@ def test_a_tasks_status_is_read_from_the_store_alone(capsys: pytest.CaptureFixtu
     )
     assert status["job"]["progress"]["current_epoch"] == 30
 
+    artifact = Artifact(Location("stylelicense-models", "models/x"), "ab" * 32, 4)
+    finished = replace(job, state=JobState.COMPLETED, artifact=artifact)
+    record.write_text(json.dumps({"revision": 4, "writer": "w", "job": encode_job(finished)}))
+    assert main(["--status", TASK]) == 0
+    assert "worker worker-7 writes its report" in capsys.readouterr().out
+
     record.write_text("{}")
     assert main(["--status", TASK]) == 2
     assert "is damaged" in capsys.readouterr().err
@@ -185,6 +192,12 @@ def test_a_misspelt_setting_causes_a_warning(
     monkeypatch.setenv("RABITMQ_HOST", "broker")
     assert main(["--dead"]) == 0
     assert "did you mean RABBITMQ_HOST?" in capsys.readouterr().err
+
+
+def test_an_invalid_task_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("task.json").write_text("hello")
+    assert main(["task.json"]) == 2
+    assert "task.json: message is 'hello': send JSON" in capsys.readouterr().err
 
 
 def test_a_task_file_is_published_unchanged(

@@ -68,8 +68,12 @@ def hub_has(name: str) -> bool | None:
     return found[0] if found else None
 
 
-def is_cached(name: str) -> bool:
-    """Whether the hub's cache on this machine has the model."""
+def is_cached(name: str, file: str = "model_index.json") -> bool:
+    """Whether the hub's cache on this machine has this file of the model."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    return isinstance(try_to_load_from_cache(name, "model_index.json"), str)
+    try:
+        return isinstance(try_to_load_from_cache(name, file), str)
+    except HFValidationError:  # the name cannot be one of the hub's
+        return False
