@@ -7,14 +7,13 @@
 #
 # and the base model in /models/base, by `--build-arg MODEL=`:
 #
-#   mounted   nothing is there: mount a diffusers folder (the default; without one the worker
-#             refuses to start, rather than train on another model)
-#   hub       fetched while building: BASE_MODEL_HUB, BASE_MODEL_REVISION
+#   mounted   the default: mount a diffusers folder there; without one the worker does not start
+#   hub       downloaded by the build: BASE_MODEL_HUB, BASE_MODEL_REVISION
 #   folder    copied from this machine: --build-context base-model=FOLDER
 #   small     the small base, for trying
 #
-# torch's own wheels bring the CUDA runtime, and the container toolkit brings the driver, so both
-# variants stand on the same small image; an nvidia/cuda image would hold the runtime twice.
+# Both variants use the same small base image: torch's wheels contain the CUDA runtime, and the
+# container toolkit mounts the driver.
 
 # Stages are named without variables, which builders other than BuildKit do not resolve; podman and
 # buildah build this file, too.
@@ -30,10 +29,9 @@ WORKDIR /build
 COPY constraints.txt requirements.lock requirements-cuda.lock ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --require-hashes --no-deps -r requirements.lock
-# The largest layer, and the only one in which the variants differ. What else torch needs is there
-# already, but CUDA's libraries. From another index than PyPI torch comes without hashes, since every
-# index has wheels of its own. For the CPU the local version is asked for, so that no index can bring
-# the CUDA build instead.
+# The largest layer, and the only one in which the variants differ: torch and CUDA's libraries. torch
+# from another index than PyPI is installed without hashes, since every index has other wheels. The
+# CPU variant requires the local version +cpu, so that no index can supply the CUDA build.
 ARG VARIANT=cpu
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 # Hosts with an older driver: --build-arg TORCH_CUDA_INDEX=https://download.pytorch.org/whl/cu126
@@ -68,13 +66,13 @@ RUN --mount=type=cache,target=/root/.cache/pip pip install --no-deps --no-build-
 
 # --- The base model ------------------------------------------------------------------------
 FROM ${PYTHON_IMAGE} AS base-model
-# Stands in for `--build-context base-model=FOLDER`, which takes its place.
+# `--build-context base-model=FOLDER` replaces this stage.
 RUN mkdir /none
 
 FROM packages AS model
 ARG MODEL=mounted
 ARG BASE_MODEL_HUB=stable-diffusion-v1-5/stable-diffusion-v1-5
-# A commit, so that the same image comes out next month.
+# A commit, so that every build has the same weights.
 ARG BASE_MODEL_REVISION=451f4fe16113bff5a5d2269ed5ad43b0592e9a14
 COPY assets/small_base small_base
 # A private model's token is mounted for this step and is in no layer:
@@ -97,9 +95,9 @@ ignore_patterns=['*/*.fp16.*', '*/*.non_ema.*', 'v1-5*', 'safety_checker/*'])" \
 # --- The image -----------------------------------------------------------------------------
 FROM ${PYTHON_IMAGE} AS worker
 ARG VARIANT=cpu
-# As process 1, Python would not die of a second SIGTERM: the kernel spares process 1 a signal
-# that has no handler. tini takes that place and passes signals on.
-# On a GPU Triton compiles kernels at run time, and what launches them in C.
+# tini is process 1 and forwards signals: the kernel ignores a signal without a handler to process 1,
+# so a second SIGTERM would not end Python there.
+# On a GPU, Triton compiles kernels and their C launchers at run time.
 # hadolint ignore=DL3008,SC2046
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends tini \
@@ -107,10 +105,10 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --create-home --shell /usr/sbin/nologin worker
 COPY --from=packages /opt/venv /opt/venv
-# A clone under umask 077 has files that its owner alone may read.
+# In a clone under umask 077 only the owner may read the files.
 COPY --from=model --chmod=755 /models /models
 COPY --from=code --chmod=755 /opt/code /opt/code
-# Caches go where a read-only root file system has its writable volume.
+# Caches are in /tmp, the writable volume beside a read-only root file system.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/opt/code \
     PYTHONUNBUFFERED=1 \
@@ -126,8 +124,8 @@ USER 10001:10001
 WORKDIR /home/worker
 STOPSIGNAL SIGTERM
 EXPOSE 9108
-# Start-up loads the base model, which takes a while from a slow disk. With STATUS_PORT=0 there is
-# nothing to look at, and the container counts as healthy.
+# The start loads the base model, which takes long from a slow disk. With STATUS_PORT=0 the container
+# always counts as healthy.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=5m --retries=4 \
     CMD ["python", "-c", "import os; from urllib.request import urlopen; port = os.environ.get('STATUS_PORT', '9108'); port == '0' or urlopen(f'http://127.0.0.1:{port}/health/live', timeout=4)"]
 ENTRYPOINT ["tini", "--", "python", "-m", "entrypoints.worker"]

@@ -6,9 +6,6 @@ READY := $(VENV)/.ready
 UNITS := tests/domain tests/application
 DEMO := demo
 DEMO_OPTIONS := --caption-model assets/small_captioner --epochs 100 --batch-size 4 --learning-rate 0.004
-# Python must keep the compiled modules: without them, each process compiles the trainer's libraries.
-export PYTHONDONTWRITEBYTECODE :=
-
 # Python compiles a library when it is first imported, and keeps the result. Each of many test
 # processes would compile torch again with this variable set, as in some containers.
 export PYTHONDONTWRITEBYTECODE :=
@@ -16,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-gpu test-brokers faults simulate lint format bench bench-gpu quality base captioner clean
 
-help: ## Say what there is
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Train a style from images that the project draws, into demo/
@@ -28,7 +25,9 @@ demo: $(READY) ## Train a style from images that the project draws, into demo/
 # first. Four processes for two cores, as many tests wait for a broker, a lease or a timer.
 test: KINDS := not gpu and not long and not kernels
 test-all: KINDS := not gpu
-test test-all: $(READY) ## Run the tests; test-all: the long ones and Triton's interpreter, too
+test: ## Run the tests
+test-all: ## Also run the long tests, and the kernels in Triton's interpreter
+test test-all: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term $(UNITS)
 	$(BIN)/pytest -m "$(KINDS)" -n 4 --dist loadfile --no-loadscope-reorder $(UNITS:%=--ignore=%)
 

@@ -111,7 +111,7 @@ def _parse() -> Options:
     parser.add_argument("--vae-steps", type=int, default=2400)
     parser.add_argument("--text-steps", type=int, default=1500)
     parser.add_argument("--unet-steps", type=int, default=3500)
-    parser.add_argument("--snapshots", type=Path, help="a folder for the denoiser on its way")
+    parser.add_argument("--snapshots", type=Path, help="folder for the UNet's intermediate states")
     return Options(**vars(parser.parse_args()))
 
 

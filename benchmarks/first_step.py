@@ -57,7 +57,7 @@ sys.exit(train.main([sys.argv[1], "--out", sys.argv[2], "--device", "cpu"]))
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="Time the way to the first step.")
+    parser = argparse.ArgumentParser(description="Time from the command to the first step.")
     parser.add_argument("--beside", type=Path, metavar="DIR", help="another checkout")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(

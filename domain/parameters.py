@@ -42,7 +42,7 @@ class OptimizerName(StrEnum):
 
 
 class LoraTargets(StrEnum):
-    """The layers of the U-Net that get LoRA layers."""
+    """The layers of the UNet that get LoRA layers."""
 
     ATTENTION = "attention"
     """The four projections of every attention block, as in diffusers' examples."""
@@ -91,9 +91,9 @@ class TrainingParameters:
     """Peak learning rate, above 0 and at most 0.1. Prodigy multiplies its own estimate by it:
     the default is then 1, the maximum 10."""
     network_weights: str | None = None
-    """An existing LoRA to start from, in any form that ``--export`` reads: with the local command
-    a path, in a task ``s3://bucket/key`` or ``gs://bucket/key`` in a bucket of the images or of
-    the weights. Its rank and layers must fit this run's."""
+    """An existing LoRA to start from, in any format that ``--export`` reads: for ``train`` a path,
+    in a task ``s3://bucket/key`` or ``gs://bucket/key`` in a bucket of the images or of the
+    weights. Its rank and layers must fit this run's."""
     dim_from_weights: bool = False
     """Take rank and alpha from ``network_weights``."""
     train_text_encoder: bool = False
@@ -102,14 +102,14 @@ class TrainingParameters:
     text_encoder_lr: float | None = None
     """Peak learning rate of the text encoder's LoRA layers; it has no effect without
     ``train_text_encoder``. kohya, whose trainer uses this name, advises a tenth to a half of the
-    U-Net's rate. With prodigy it is a factor like ``learning_rate``: 0.1 to 0.5 if that is 1.
-    None means equal to ``learning_rate``."""
+    UNet's rate. With prodigy it is a factor like ``learning_rate``: 0.1 to 0.5 if that is 1.
+    Default: ``learning_rate``."""
     batch_size: int = 1
     """Images per step, 1 to 64."""
     rank: int = 8
     """Rank of the LoRA matrices, 1 to 256."""
     alpha: float | None = None
-    """LoRA layers are scaled by ``alpha / rank`` (arXiv 2106.09685); None means equal to the rank
+    """LoRA layers are scaled by ``alpha / rank`` (arXiv 2106.09685). Default: the rank
     (scale 1)."""
     lora_targets: LoraTargets = LoraTargets.ATTENTION
     """Layers that get LoRA: attention, attention+ff or attention+ff+conv."""
@@ -119,21 +119,21 @@ class TrainingParameters:
     """Scale by ``alpha / sqrt(rank)`` (rsLoRA, arXiv 2312.03732), for high ranks."""
     use_dora: bool = False
     """Train each layer's magnitudes beside its direction (DoRA, arXiv 2402.09353). The file is
-    then in diffusers' form, which neither AUTOMATIC1111 nor ComfyUI reads; for ComfyUI convert it
-    with ``--export kohya``."""
+    then in diffusers' format, which neither AUTOMATIC1111 nor ComfyUI reads; for ComfyUI convert
+    it with ``--export kohya``."""
     seed: int = 0
     """Seed of order, noise, timesteps and initial weights, 0 to 2**32 - 1."""
     trigger_word: str | None = None
     """A word of 1 to 100 characters put before every caption that does not already contain it."""
     sample_prompts: tuple[str, ...] = ()
-    """Prompts for the previews; empty means prompts taken from the captions. At most 8."""
+    """Prompts for the previews, at most 8. Default: the first captions."""
     optimizer: OptimizerName = OptimizerName.ADAMW
     """adamw; adamw8bit (extra ``adam8bit``) or prodigy (extra ``prodigy``)."""
     lr_scheduler: LearningRateSchedule = LearningRateSchedule.COSINE
     """Shape of the learning rate after the warm-up: constant, constant_with_warmup, linear,
     cosine, cosine_with_restarts or polynomial, as in diffusers."""
     lr_warmup_steps: int | None = None
-    """Steps of linear warm-up, at most 100,000; None means a twentieth of the run, at most 100."""
+    """Steps of linear warm-up, at most 100,000. Default: a twentieth of the run, at most 100."""
     lr_num_cycles: int = 1
     """Cycles of cosine_with_restarts, 1 to 100."""
     lr_power: float = 1.0
@@ -143,7 +143,7 @@ class TrainingParameters:
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm; above 0."""
     snr_gamma: float | None = None
-    """Min-SNR weighting (arXiv 2303.09556), commonly 5; None leaves the plain loss."""
+    """Min-SNR weighting (arXiv 2303.09556), commonly 5. Default: the plain loss."""
     noise_offset: float = 0.0
     """Per-channel noise shift ("Diffusion With Offset Noise", Guttenberg 2023), commonly 0.05 to
     0.1; 0 to 1."""
@@ -168,7 +168,7 @@ class TrainingParameters:
     """Tokens of a caption that are read: 75, 150 or 225. With 150 or 225 a caption is encoded in
     chunks of 75 whose states are joined, as in kohya's trainer and AUTOMATIC1111."""
     validation_split: float = 0.0
-    """Share of the images that is held out, to see whether the style carries over, 0 to 0.5.
+    """Share of the images that is held out, to measure how the style generalizes, 0 to 0.5.
     Off by default: an artist chose each of 10 to 30 images for the style."""
     validation_epochs: int = 10
     """Epochs between measurements of the loss over fixed noises and timesteps; the last epoch is
@@ -197,7 +197,7 @@ class TrainingParameters:
 
     @property
     def text_encoder_share(self) -> float:
-        """The text encoder's learning rate as a multiple of the U-Net's."""
+        """The text encoder's learning rate as a multiple of the UNet's."""
         if self.text_encoder_lr is None:
             return 1.0
         return self.text_encoder_lr / self.learning_rate

@@ -46,7 +46,7 @@ def add_caption_options(parser: argparse.ArgumentParser) -> None:
         "--caption-model",
         metavar="NAME",
         help="image-to-text model, a folder or hub name, that captions images without a caption "
-        "(default: CAPTION_MODEL, else none)",
+        "(default: CAPTION_MODEL)",
     )
     parser.add_argument(
         "--keep-style-words",
@@ -97,7 +97,8 @@ def _tags(text: str) -> tuple[str, ...]:
 _HELP = {
     "epochs": "passes over the images (default: 700 - 20 x images, 100 to 500)",
     "learning_rate": "peak learning rate (default: 1e-4, prodigy: 1)",
-    "network_weights": "existing LoRA to start from: a file or folder",
+    "network_weights": "existing LoRA to start from: a file or folder; in a task "
+    "s3://bucket/key or gs://bucket/key",
     "dim_from_weights": "take rank and alpha from --network-weights",
     "train_text_encoder": "train the text encoder too",
     "text_encoder_lr": "peak learning rate of the text encoder (default: --learning-rate)",

@@ -239,7 +239,7 @@ class Settings(BaseModel):
     """URL of an S3-compatible store such as MinIO. Default: AWS"""
     s3_addressing_style: AddressingStyle | None = None
     """Where requests to S3 name the bucket: `path` (host/bucket), `virtual` (bucket.host) or
-    `auto`. Unset: `auto` at AWS, `path` at `S3_ENDPOINT_URL`"""
+    `auto`. Default: `auto` at AWS, `path` at `S3_ENDPOINT_URL`"""
     aws_storage_bucket_name: BucketName = "stylelicense-training-data"
     """Bucket with the training images"""
     gcs_bucket_name: BucketName | None = None
@@ -310,6 +310,8 @@ class Settings(BaseModel):
     `INVALID_TASK`"""
     max_resolution: int = Field(1024, ge=64, le=2048)
     """Maximum `resolution` of a task in pixels; a task above it is rejected as `INVALID_TASK`"""
+    min_disk_gb: float = Field(1.0, ge=0)
+    """Minimum free disk space in GB; with less, the worker receives no tasks"""
     fetch_concurrency: int = Field(DEFAULTS.fetch_concurrency, ge=1, le=64)
     """Number of images to download in parallel"""
     shutdown_timeout: float = Field(25.0, gt=0, le=DAY)
@@ -332,8 +334,6 @@ class Settings(BaseModel):
     """Port of the status page, metrics and health checks; 0 turns them off"""
     status_token: SecretStr | None = None
     """Token that the status page and metrics require, at least 16 characters"""
-    min_disk_gb: float = Field(1.0, ge=0)
-    """Minimum free disk space in GB; with less, the worker receives no tasks"""
 
     @field_validator("rabbitmq_ssl")
     @classmethod

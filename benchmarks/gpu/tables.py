@@ -40,8 +40,7 @@ def device_tables(results: dict[str, Any]) -> str:
             steps.setdefault(row["batch"], []).append(row)
     parts = [
         f"**{results['device']}**, {results['memory_gib']} GiB, {measured(results)}, {versions}. "
-        f"Large matrix products reach "
-        f" {results['matmul_tflops']} TFLOP/s there.\n",
+        f"Large matrix products reach {results['matmul_tflops']} TFLOP/s there.\n",
         _table(
             (
                 *("batch", "recipe, steps/s", "trainer, steps/s", "trainer / recipe", "ms/step"),
@@ -95,7 +94,7 @@ def _styles_row(row: dict[str, Any]) -> tuple[object, ...]:
         return row["styles"], row["error"].split(":")[0], *[_ABSENT] * 3
     eager = "" if row.get("still_recorded", True) else ", eager"
     return (
-        *(row["styles"], f"{row['in_one_pass']}{eager}"),
+        *(row["styles"], f"{min(row['styles'], row['in_one_pass'])}{eager}"),
         *(row["images_per_s"], row["times_one_at_a_time"]),
         row.get("peak_gib", _ABSENT),
     )

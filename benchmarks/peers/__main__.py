@@ -58,7 +58,9 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Measure the trainer beside other programs.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sd-scripts", type=Path, metavar="DIR", help="a checkout of sd-scripts")
     parser.add_argument(
         "--diffusers-example", type=Path, metavar="FILE", help="path of its script"

@@ -8,7 +8,7 @@ from typing import Any
 
 _COLUMNS = (
     "program | steps/s | command to file, s | memory, MB | "
-    "steps/s of this project / of the program | time of the program / of this project"
+    "speed ratio, this project / program | time ratio, program / this project"
 )
 
 
@@ -29,11 +29,11 @@ def _table(results: dict[str, Any]) -> str:
         f"**{results['device']}**, measured on {results['date']}: base model {results['base']}, "
         f"{results['resolution']} px, batch {results['batch_size']}, rank {results['rank']}, "
         f"{results['steps']} steps; the programs took turns. Each figure is the median (lowest to "
-        f"highest) of {results['rounds']} runs. Versions: {versions}.\n"
+        f"highest) of {results['rounds']} runs.\n"
     )
     rule = " | ".join("---" for _ in _COLUMNS.split("|"))
     rows = "".join(f"| {_row(row)} |\n" for row in results["rows"])
-    return f"{head}\n| {_COLUMNS} |\n| {rule} |\n{rows}"
+    return f"{head}\n| {_COLUMNS} |\n| {rule} |\n{rows}\nVersions: {versions}.\n"
 
 
 def _row(row: dict[str, Any]) -> str:
