@@ -63,7 +63,6 @@ def figures_table(results: dict[str, Any]) -> str:
             f"{results['4 styles at once, steps/s of all (median)']} steps/s of all",
         ),
         ("peak memory, without previews", f"{results['peak memory, MB']} MB"),
-        ("from the command to the first step", f"{results['command to first step, s']} s"),
         (
             "`python -m entrypoints.train --help`",
             f"{results['train --help, s (lowest of 5)']} s",
