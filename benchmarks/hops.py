@@ -87,11 +87,11 @@ def hops_of_each_way(scratch: Path) -> dict[str, Hops]:
     from adapters.diffusion.trainer import DiffusionTrainer
     from adapters.images.decode import decode
     from entrypoints.models import SMALL_BASE
-    from tests.diffusion.fake_cuda_graph import Tape
+    from tests.diffusion.fake_cuda_graph import FakeGraphRecorder
 
     base = load_base(str(SMALL_BASE))
     plans = [_plan(scratch, seed) for seed in (1, 2)]
-    recorded = ExecutionOptions(make_recorder=Tape)
+    recorded = ExecutionOptions(make_recorder=FakeGraphRecorder)
     ways: dict[str, Callable[[], DiffusionTrainer]] = {
         "plain": lambda: DiffusionTrainer(base, decode),
         "recorded": lambda: DiffusionTrainer(base, decode, execution=recorded),

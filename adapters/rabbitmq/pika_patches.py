@@ -14,7 +14,7 @@ from pika import BasicProperties, spec
 log = logging.getLogger(__name__)
 
 
-class LenientProperties(BasicProperties):
+class ReadableProperties(BasicProperties):
     """Message properties without those that pika cannot decode."""
 
     def decode(self, encoded: bytes, offset: int = 0) -> BasicProperties:
@@ -28,5 +28,5 @@ class LenientProperties(BasicProperties):
 
 
 def read_every_message() -> None:
-    """Make pika use ``LenientProperties`` for every message, process-wide."""
-    spec.props[BasicProperties.INDEX] = LenientProperties
+    """Make pika use ``ReadableProperties`` for every message, process-wide."""
+    spec.props[BasicProperties.INDEX] = ReadableProperties

@@ -117,7 +117,7 @@ def test_a_report_is_written_later_if_the_store_stays_unavailable(
 def test_a_device_lost_while_writing_the_report_does_not_fail_the_job(world: World) -> None:
     class Breaking(MemoryReporter):
         def render(self, report: Any) -> Any:
-            raise TrainerBroken("the card answers no more")
+            raise TrainerBroken("the device no longer responds")
 
     settlement = world.worker(reporter=Breaking())(a_task(), StopSignal())
     assert isinstance(settlement, RetryLater)

@@ -78,7 +78,7 @@ class Recording(TorchDispatchMode):
             self._before[place] = storage, storage.clone()
 
 
-class Tape:
+class FakeGraphRecorder:
     """Port ``cuda_graphs.Recorder`` on a CPU."""
 
     def __init__(self, _device: torch.device | None = None) -> None:

@@ -18,7 +18,7 @@ from adapters.diffusion.train_step import Batch
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from domain.image import TrainingImage
-from tests.diffusion.fake_cuda_graph import Tape
+from tests.diffusion.fake_cuda_graph import FakeGraphRecorder
 from tests.diffusion.runs import EVERY_OPTION, drive, plan_of, run, weights_of
 
 pytestmark = pytest.mark.integration
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.integration
 Images = tuple[TrainingImage, ...]
 
 
-def recorded(base: BaseModel, recorder: Tape) -> DiffusionTrainer:
+def recorded(base: BaseModel, recorder: FakeGraphRecorder) -> DiffusionTrainer:
     return DiffusionTrainer(
         *(base, decode),
         execution=ExecutionOptions(merged_lora=True, make_recorder=lambda _: recorder),
@@ -38,7 +38,7 @@ def test_captured_steps_equal_eager_ones_bit_for_bit_also_after_a_resume(
     trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
     """Three shapes: three squares as a pair or alone, and an image in its own bucket."""
-    recorder = Tape()
+    recorder = FakeGraphRecorder()
     plan = plan_of(images[1:], **EVERY_OPTION, lr_warmup_steps=3, epochs=4, batch_size=2)
     fast, wanted = recorded(base, recorder), run(trainer, plan)
     assert run(fast, plan) == wanted
@@ -51,7 +51,7 @@ def test_captured_steps_equal_eager_ones_bit_for_bit_also_after_a_resume(
 def test_the_next_run_captures_its_own_graphs(
     trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
-    fast = recorded(base, Tape())
+    fast = recorded(base, FakeGraphRecorder())
     for plan in (plan_of(images[:1], epochs=3), plan_of(images[:1], epochs=3, rank=2)):
         with fast.open(plan, None) as session:
             assert fast.recorded_graphs == 0
@@ -74,11 +74,11 @@ def test_a_rollback_reaches_the_captured_step(
             assert session.history[-1].learning_rate < session.history[-3].learning_rate / 2
             return session.weights()
 
-    fast = recorded(base, Tape())
+    fast = recorded(base, FakeGraphRecorder())
     assert disturbed(fast) == disturbed(trainer)
 
 
-class Rejecting(Tape):
+class Rejecting(FakeGraphRecorder):
     """A device on which capture fails."""
 
     def __init__(self, error: Exception) -> None:
@@ -129,7 +129,7 @@ def test_the_least_recently_used_graph_is_evicted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("adapters.diffusion.cuda_graphs.MAX_GRAPHS", 2)
-    recorder = Tape()
+    recorder = FakeGraphRecorder()
     graphs = GraphCache(recorder, "steps")
 
     def recorded_for(shapes: str) -> int:
@@ -151,7 +151,7 @@ def test_the_least_recently_used_graph_is_evicted(
 def test_graphs_are_dropped_when_memory_runs_out(
     base: BaseModel, images: Images, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    class OfSteps(Tape):
+    class OfSteps(FakeGraphRecorder):
         """Capture steps only: a captured measurement would need no more memory."""
 
         def record(self, function: Callable[[], None]) -> Callable[[], None]:
@@ -186,7 +186,7 @@ def test_graphs_are_dropped_when_memory_runs_out(
 def test_oom_in_a_replay_leads_to_smaller_batches_and_new_graphs(
     trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
-    class Filling(Tape):
+    class Filling(FakeGraphRecorder):
         def record(self, function: Callable[[], None]) -> Callable[[], None]:
             replay = super().record(function)
 

@@ -15,7 +15,7 @@ from adapters.diffusion.execution import ExecutionOptions
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from domain.image import TrainingImage
-from tests.diffusion.fake_cuda_graph import Tape
+from tests.diffusion.fake_cuda_graph import FakeGraphRecorder
 from tests.diffusion.runs import finish, plan_of, run, weights_of
 
 pytestmark = pytest.mark.integration
@@ -147,7 +147,7 @@ def test_a_measurement_covers_the_whole_schedule(
     assert max(timesteps) >= 1000 - 1000 / PREDICTIONS
 
 
-class OfMeasurements(Tape):
+class OfMeasurements(FakeGraphRecorder):
     """A recorder that captures measurements and fails on training steps."""
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
@@ -160,13 +160,15 @@ def test_captured_measurements_equal_eager_ones_bit_for_bit(
     trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
     plan = plan_of(images[:3], epochs=4, validation_epochs=1, validation_split=0.2)
-    tape = OfMeasurements()
+    recorder = OfMeasurements()
     fast = DiffusionTrainer(
-        base, decode, execution=ExecutionOptions(merged_lora=True, make_recorder=lambda _: tape)
+        base,
+        decode,
+        execution=ExecutionOptions(merged_lora=True, make_recorder=lambda _: recorder),
     )
     found = run(fast, plan)
     assert found == run(trainer, plan)
-    assert tape.replayed
+    assert recorder.replayed
     assert len({record.evaluation_loss for record in found.history}) == 4
 
 
@@ -179,15 +181,17 @@ def test_steps_out_of_memory_get_that_of_captured_measurements(
 ) -> None:
     plan = plan_of(images[:1], epochs=6, validation_epochs=1)
     wanted = run(trainer, plan)
-    tape = OfMeasurements()
+    recorder = OfMeasurements()
     fast = DiffusionTrainer(
-        base, decode, execution=ExecutionOptions(merged_lora=True, make_recorder=lambda _: tape)
+        base,
+        decode,
+        execution=ExecutionOptions(merged_lora=True, make_recorder=lambda _: recorder),
     )
     forward = base.unet.forward
 
     def full(*arguments: Any, **keywords: Any) -> Any:
         dropped = "CUDA graphs of measurements are disabled" in caplog.text
-        if torch.is_grad_enabled() and tape.replayed and not dropped:
+        if torch.is_grad_enabled() and recorder.replayed and not dropped:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(*arguments, **keywords)
 

@@ -21,7 +21,7 @@ from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from domain.image import TrainingImage
 from domain.parameters import LoraTargets
-from tests.diffusion.fake_cuda_graph import Tape
+from tests.diffusion.fake_cuda_graph import FakeGraphRecorder
 from tests.diffusion.runs import EVERY_OPTION, drive, plan_of, run
 
 pytestmark = pytest.mark.integration
@@ -95,10 +95,10 @@ def test_styles_trained_together_with_fused_passes_follow_eager_training(
     base: BaseModel, trainer: DiffusionTrainer, images: Images
 ) -> None:
     """This also holds for captured steps: each replay copies the weights again."""
-    tape = Tape()
+    recorder = FakeGraphRecorder()
     shared = DiffusionTrainer(
         *(base, decode, "cpu"),
-        execution=replace(FUSED, make_recorder=lambda _: tape),
+        execution=replace(FUSED, make_recorder=lambda _: recorder),
         slots=2,
         max_wait=60.0,
     )
@@ -107,7 +107,7 @@ def test_styles_trained_together_with_fused_passes_follow_eager_training(
         sessions = [stack.enter_context(shared.open(plan, None)) for plan in plans]
         list(pool.map(drive, sessions))
         found = [session.history for session in sessions]
-    assert tape.replayed
+    assert recorder.replayed
     for history, plan in zip(found, plans, strict=True):
         for one, other in zip(history, run(trainer, plan).history, strict=True):
             assert one.loss == pytest.approx(other.loss, rel=2e-4)

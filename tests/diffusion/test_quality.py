@@ -9,13 +9,13 @@ from adapters.diffusion.execution import ExecutionOptions
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from domain.image import TrainingImage
-from tests.diffusion.fake_cuda_graph import Tape
+from tests.diffusion.fake_cuda_graph import FakeGraphRecorder
 from tests.diffusion.recipe import recipe
 from tests.diffusion.runs import by_layer, plan_of
 
 pytestmark = pytest.mark.integration
 
-FAST = ExecutionOptions(make_recorder=Tape)
+FAST = ExecutionOptions(make_recorder=FakeGraphRecorder)
 
 
 def test_the_default_backend_has_the_loss_curve_and_weights_of_the_reference(

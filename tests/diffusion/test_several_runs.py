@@ -20,7 +20,7 @@ from domain.image import TrainingImage
 from domain.results import Checkpoint
 from domain.training_plan import TrainingPlan
 from tests.diffusion.conftest import PREVIEW_STEPS
-from tests.diffusion.fake_cuda_graph import Tape
+from tests.diffusion.fake_cuda_graph import FakeGraphRecorder
 from tests.diffusion.runs import (
     EVERY_OPTION,
     Outcome,
@@ -124,7 +124,7 @@ def test_checkpoints_move_between_batched_and_single_runs(
     assert_alike(found[1], run(trainer, plans[1]))
 
 
-def recording(base: BaseModel, recorder: Tape) -> DiffusionTrainer:
+def recording(base: BaseModel, recorder: FakeGraphRecorder) -> DiffusionTrainer:
     return DiffusionTrainer(
         base,
         decode,
@@ -141,7 +141,7 @@ def test_captured_passes_equal_eager_ones_bit_for_bit(
         plan_of(images[:2], epochs=2, seed=1),
         plan_of(images[1:3], epochs=2, seed=2, learning_rate=3e-3),
     ]
-    recorder = Tape()
+    recorder = FakeGraphRecorder()
     assert together(recording(base, recorder), plans) == together(shared, plans)
     assert (recorder.recorded, recorder.replayed) == (1, 2)
 
@@ -149,7 +149,7 @@ def test_captured_passes_equal_eager_ones_bit_for_bit(
 def test_a_graph_is_reused_by_later_runs(
     trainer: DiffusionTrainer, base: BaseModel, images: Images
 ) -> None:
-    recorder = Tape()
+    recorder = FakeGraphRecorder()
     fast = recording(base, recorder)
     newcomer = plan_of(images[2:4], epochs=2, seed=3, validation_split=0.0)
     with fast.open(plan_of(images[:2], epochs=4, seed=1), None) as first:

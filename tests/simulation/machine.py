@@ -35,7 +35,7 @@ from tests.application.world import no_lora
 from tests.simulation.clock import VirtualClock
 from tests.simulation.connections import Backend, Blobs, Connection
 from tests.simulation.timeline import Process, Timeline
-from tests.simulation.world import CONFIG, HOPELESS, KEYS, STEPS, World
+from tests.simulation.world import CONFIG, DIVERGING_STYLE, KEYS, STEPS, World
 
 log = logging.getLogger(__name__)
 
@@ -168,28 +168,28 @@ class _Trainer(MemoryTrainer):
     @contextmanager
     def open(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[Any]:
         with super().open(plan, resume) as session:
-            yield _Session(session, self, hopeless=plan.style_id == HOPELESS)
+            yield _Session(session, self, diverges=plan.style_id == DIVERGING_STYLE)
 
 
 class _Session:
     """Port ``TrainingSession``: wraps another session, and its steps can fail."""
 
-    def __init__(self, session: Any, trainer: _Trainer, *, hopeless: bool) -> None:
+    def __init__(self, session: Any, trainer: _Trainer, *, diverges: bool) -> None:
         self._session = session
         self._trainer = trainer
-        self._hopeless = hopeless
+        self._diverges = diverges
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
 
     def advance(self) -> StepReport:
         if self._trainer.broken:
-            raise TrainerBroken("the card answers no more")
+            raise TrainerBroken("the device no longer responds")
         if self._trainer.defects:
             self._trainer.defects -= 1
             raise RuntimeError(PLANNED)
         report: StepReport = self._session.advance()
         self._trainer.world.steps += 1
-        if self._hopeless and report.step > STEPS // 2:
+        if self._diverges and report.step > STEPS // 2:
             raise TrainingFailed(Failure(FailureCode.LOSS_DIVERGED, "It did not learn."))
         return report

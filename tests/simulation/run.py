@@ -16,7 +16,7 @@ import application.slots
 from tests.simulation.chaos import HORIZON, Chaos
 from tests.simulation.machine import Machine
 from tests.simulation.timeline import Condition, Lock
-from tests.simulation.world import HOPELESS, a_world
+from tests.simulation.world import DIVERGING_STYLE, a_world
 
 LONGEST = 24 * 3600.0
 """Seconds after which everything must have finished."""
@@ -34,7 +34,7 @@ class Run:
 
     def __init__(self, seed: int, *, styles: int | None = None, disturbed: bool = True) -> None:
         self._chance = random.Random(seed)
-        self.world = a_world(self._chance, styles or self._chance.randint(1, HOPELESS))
+        self.world = a_world(self._chance, styles or self._chance.randint(1, DIVERGING_STYLE))
         self.machines: list[Machine] = []
         self.chaos = Chaos(self.world, self.machines, self._chance)
         self.errors: list[str] = []

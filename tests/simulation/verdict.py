@@ -12,7 +12,7 @@ from domain.task import TrainingTask
 from tests.simulation.machine import PLANNED
 from tests.simulation.run import Run
 from tests.simulation.timeline import Process
-from tests.simulation.world import HOPELESS, Call, style_of
+from tests.simulation.world import DIVERGING_STYLE, Call, style_of
 
 EXPECTED_ERRORS = (PLANNED, "its device has failed", "moved to the dead letters")
 STOPPING = ("killed", "terminated", "frozen", "device", "store")
@@ -53,7 +53,7 @@ def _of_task(run: Run, task: TrainingTask) -> Iterator[str]:
     if job is None or not job.is_terminal:
         yield f"{name}: not at its end: {job and job.state}"
         return
-    usual = JobState.FAILED if task.style_id == HOPELESS else JobState.COMPLETED
+    usual = JobState.FAILED if task.style_id == DIVERGING_STYLE else JobState.COMPLETED
     cancelled = task.task_id in run.chaos.cancelled and job.state is JobState.CANCELLED
     if job.state is not usual and not cancelled:
         yield f"{name}: {job.state}, {job.failure}"

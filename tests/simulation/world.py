@@ -25,7 +25,7 @@ CONFIG = WorkerConfig(fetch_concurrency=1, max_failures=1000)
 """The defaults, but with one fetch thread and without a limit for crashes."""
 IMAGES, EPOCHS, BATCH = 10, 25, 4
 STEPS = EPOCHS * -(-IMAGES // BATCH)
-HOPELESS = 4
+DIVERGING_STYLE = 4
 """A style whose training diverges."""
 
 
