@@ -32,11 +32,10 @@ from application.stop_signal import Stopped, StopReason, StopSignal
 from application.style_report import ReportWriter
 from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig
-from domain.delivery import NOT_LEARNED, epochs_to_deliver, has_diverged, with_lower_learning_rate
 from domain.errors import UserError
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import ACTIVE, JobState, TrainingJob
-from domain.loss_curve import metric_of
+from domain.loss_curve import epochs_to_deliver, has_diverged, metric_of
 from domain.results import TrainingMetric
 from domain.task import TrainingTask
 from domain.training_plan import TrainingPlan
@@ -44,6 +43,12 @@ from domain.training_plan import TrainingPlan
 log = logging.getLogger(__name__)
 
 CANCELLED = Failure(FailureCode.CANCELLED, "The training was cancelled.")
+NOT_LEARNED = Failure(
+    FailureCode.STYLE_NOT_LEARNED,
+    "The training did not learn the style: the model matches your images no better with the style "
+    "than without it. Please choose images that share one style, and try again with the default "
+    "settings.",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +181,7 @@ class RunTraining:
                 return
         if record.job.second_try or not has_diverged(history, baseline):
             raise TrainingFailed(NOT_LEARNED)
-        plan = replace(plan, parameters=with_lower_learning_rate(plan.parameters))
+        plan = replace(plan, parameters=plan.parameters.with_lower_learning_rate())
         record.apply(record.job.try_again(plan.parameters))
         self.store.delete_previews(record.job.task_id)
         with self._trained(plan, held) as session:

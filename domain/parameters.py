@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -14,6 +14,8 @@ MIN_DEFAULT_EPOCHS = 100
 MAX_DEFAULT_EPOCHS = 500
 PRODIGY_LEARNING_RATE = 1.0
 """Prodigy's default factor, as its authors advise: the unscaled estimate."""
+SECOND_TRY = 0.1
+"""Factor by which a second try lowers the learning rate."""
 
 
 class LearningRateSchedule(StrEnum):
@@ -211,6 +213,15 @@ class TrainingParameters:
     def lora_scale(self) -> float:
         """The factor of the product of a LoRA layer's matrices."""
         return self.network_alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+    def with_lower_learning_rate(self) -> TrainingParameters:
+        """The parameters of the second try after a divergence."""
+        text = self.text_encoder_lr
+        return replace(
+            self,
+            learning_rate=self.learning_rate * SECOND_TRY,
+            text_encoder_lr=None if text is None else text * SECOND_TRY,
+        )
 
     def warmup_steps(self, total_steps: int) -> int:
         """Number of warm-up steps in a run of ``total_steps``; 0 for schedules without warm-up."""

@@ -16,9 +16,8 @@ from adapters.diffusion.nan_rollback import MAX_ROLLBACKS, Rollbacks
 from adapters.memory import MemoryQueue
 from adapters.schemas.task import encode_task
 from application.ports import BlobMissing, BlobTooLarge
-from application.run_training import CANCELLED
+from application.run_training import CANCELLED, NOT_LEARNED
 from application.stop_signal import StopSignal
-from domain.delivery import NOT_LEARNED
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.location import Location
 from domain.parameters import OptimizerName

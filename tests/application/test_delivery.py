@@ -10,11 +10,10 @@ import pytest
 from adapters.memory import MemorySession
 from application.settlement import Ack
 from application.stop_signal import StopReason, StopSignal
-from domain.delivery import epochs_to_deliver, is_worse
 from domain.events import SecondTryBegan
 from domain.failure import Failure, FailureCode
 from domain.job import JobState
-from domain.loss_curve import EpochRecord
+from domain.loss_curve import EpochRecord, epochs_to_deliver, is_worse
 from domain.parameters import Delivery
 from domain.results import TrainingMetric
 from tests.application.world import CONFIG, KEYS, TASK_ID, Watched, World, a_task
