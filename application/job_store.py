@@ -283,11 +283,20 @@ class JobStore:
         at, data = next(iter(files.items()))
         return Artifact(at, hashlib.sha256(data).hexdigest(), len(data))
 
-    def put_previews(self, task_id: str, epoch: int, previews: tuple[Preview, ...]) -> None:
-        """Store the previews of an epoch's checkpoint."""
+    def put_previews(
+        self,
+        task_id: str,
+        epoch: int,
+        previews: tuple[Preview, ...],
+        scores: PreviewScores | None,
+    ) -> None:
+        """Store the previews of an epoch's checkpoint, and their scores."""
         for number, preview in enumerate(previews):
             at = self.keys.report(task_id, f"{_PREVIEWS}{epoch:05d}_{number}.png")
             self.blobs.put(at, preview.png, content_type="image/png")
+        if scores is not None:
+            at = self.keys.report(task_id, f"{_PREVIEWS}{epoch:05d}_scores.json")
+            self._put_json(at, asdict(scores))
 
     def previews(self, task_id: str) -> tuple[tuple[int, tuple[bytes, ...]], ...]:
         """Read the checkpoint previews of all attempts of a job: epochs, each with its PNGs."""
@@ -297,11 +306,6 @@ class JobStore:
                 png = self.blobs.get(at, max_bytes=MAX_PREVIEW_BYTES).data
                 found.setdefault(int(named[1]), []).append(png)
         return tuple((epoch, tuple(pngs)) for epoch, pngs in sorted(found.items()))
-
-    def put_preview_scores(self, task_id: str, epoch: int, scores: PreviewScores) -> None:
-        """Store the scores of an epoch's previews."""
-        at = self.keys.report(task_id, f"{_PREVIEWS}{epoch:05d}_scores.json")
-        self._put_json(at, asdict(scores))
 
     def preview_scores(self, task_id: str, epochs: Iterable[int]) -> dict[int, PreviewScores]:
         """Read the scores of these epochs' previews; epochs without scores are left out."""

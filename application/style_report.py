@@ -1,4 +1,4 @@
-"""Write the report of a finished style."""
+"""A style's report: previews and scores at checkpoints, and the page of the finished style."""
 
 from __future__ import annotations
 
@@ -6,20 +6,77 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 
-from application.checkpoint_previews import draw_previews
+from application.event_bus import EventSink
 from application.job_store import JobStore
 from application.journal import JobRecord
-from application.ports import Reporter, TrainerBroken, TrainingSession, Unavailable
+from application.ports import BlobDenied, Reporter, TrainerBroken, TrainingSession, Unavailable
 from application.retry import retry
 from application.stop_signal import Stopped, StopSignal
+from application.worker_config import WorkerConfig
+from domain.events import PreviewsDrawn, PreviewsScored
 from domain.image import ImageSet
+from domain.job import TrainingJob
 from domain.report import BaseFacts, StyleReport
+from domain.results import Preview, PreviewScores
 from domain.task import TrainingTask
 
 log = logging.getLogger(__name__)
 
 UPLOAD_TIMEOUT = 60.0
 """Seconds for which each file's upload is retried."""
+
+
+class CheckpointPreviews:
+    """Draws, scores and stores previews of one run within the configured share of its time.
+
+    Failures are logged and do not end the training. After a drawing error no more previews are
+    drawn; after a storage error the next checkpoint tries again.
+    """
+
+    def __init__(self, store: JobStore, config: WorkerConfig) -> None:
+        self._store = store
+        self._clock = store.clock
+        self._share = config.preview_share
+        self._left = config.max_previews if config.preview_share else 0
+        self._began = self._clock.monotonic()
+        self._spent, self._rounds = 0.0, 0
+
+    def affordable(self) -> bool:
+        """Whether another round stays within the limits. The first round ignores the share."""
+        if not self._left or not self._rounds:
+            return bool(self._left)
+        trained = self._clock.monotonic() - self._began - self._spent
+        return self._spent + self._spent / self._rounds <= self._share * trained
+
+    def draw(
+        self, session: TrainingSession, job: TrainingJob, epoch: int, stop: StopSignal
+    ) -> None:
+        """Draw, score and store the previews of a checkpoint.
+
+        Raises:
+            Stopped: between two denoising steps.
+            TrainerBroken: raised by the session.
+        """
+        started = self._clock.monotonic()
+        try:
+            drawn, scores = _draw(session, job, epoch, self._store.events, stop, with_lora=True)
+        except (Stopped, TrainerBroken):
+            raise
+        except Exception:
+            log.warning(
+                "could not draw previews at epoch %d; this job draws no more", epoch, exc_info=True
+            )
+            self._left = 0
+            return
+        try:
+            self._store.put_previews(job.task_id, epoch, drawn, scores)
+        except (Unavailable, BlobDenied) as error:
+            log.warning("could not store the previews of epoch %d: %s", epoch, error)
+        if scores is not None:
+            self._store.events(PreviewsScored(**job.ids, epoch=epoch, scores=scores))
+        self._spent += self._clock.monotonic() - started
+        self._rounds += 1
+        self._left -= 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +101,6 @@ class ReportWriter:
         style is finished.
 
         Args:
-            record: the record of the job.
-            base: the base model of the run.
             stop: cancels the report between two denoising steps of its previews, and while the
                 store is unavailable.
 
@@ -59,7 +114,7 @@ class ReportWriter:
         assert job.artifact is not None  # recorded when the weights were stored
         try:
             epoch = job.metric.delivered_epoch or job.metric.epochs
-            draw = partial(draw_previews, session, job, epoch, self.store.events, stop)
+            draw = partial(_draw, session, job, epoch, self.store.events, stop)
             before, _ = draw(with_lora=False) if self.with_previews else ((), None)
             after, last = draw(with_lora=True) if self.with_previews else ((), None)
             stop.check()
@@ -98,3 +153,26 @@ class ReportWriter:
             log.warning("no report for task %s, the store is unavailable: %s", task.task_id, error)
         except Exception:
             log.exception("no report for task %s", task.task_id)
+
+
+def _draw(
+    session: TrainingSession,
+    job: TrainingJob,
+    epoch: int,
+    events: EventSink,
+    stop: StopSignal,
+    *,
+    with_lora: bool,
+) -> tuple[tuple[Preview, ...], PreviewScores | None]:
+    """Draw and publish previews by the base model alone, or with an epoch's style; score the
+    latter. The scores are None if there are none; errors of the scoring are logged.
+    """
+    drawn = session.previews(with_lora=with_lora, check=stop.check)
+    events(PreviewsDrawn(**job.ids, epoch=epoch, previews=drawn, with_lora=with_lora))
+    try:
+        return drawn, session.score_previews(drawn, stop.check) if with_lora else None
+    except (Stopped, TrainerBroken):
+        raise
+    except Exception:
+        log.warning("could not score the previews", exc_info=True)
+        return drawn, None

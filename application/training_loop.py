@@ -8,13 +8,13 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
 
-from application.checkpoint_previews import CheckpointPreviews
 from application.checkpoint_storage import CheckpointStorage
 from application.job_store import JobStore
 from application.journal import JobRecord
 from application.lease import Lease
 from application.ports import Notifier, NotifierRejected, StyleGone, TrainingSession, Unavailable
 from application.stop_signal import StopReason, StopSignal
+from application.style_report import CheckpointPreviews
 from application.worker_config import WorkerConfig
 from domain.loss_curve import last_measured_loss
 from domain.progress import Progress, Speedometer, StepReport

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from adapters.memory import ManualClock, MemoryBlobStore, MemoryTrainer
-from application.checkpoint_previews import CheckpointPreviews
 from application.ports import BlobDenied, BlobUnavailable, TrainerBroken
 from application.settlement import Ack, Requeue, RetryLater
 from application.stop_signal import StopReason, StopSignal
+from application.style_report import CheckpointPreviews
 from domain.events import PreviewsScored
 from domain.failure import Failure, FailureCode, TrainingFailed
 from domain.job import JobState, TrainingJob
