@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from application.job_store import JobStore
 from application.notify_outcome import OutcomeNotifier
 from application.ports import BlobDenied, Unavailable
-from application.process_job import HeldJob, process_job, settlement_after
+from application.run_training import HeldJob, process_job, settlement_after
 from application.settlement import DeadLetter, Requeue, Settlement
 from application.stop_signal import StopSignal
 from application.worker_config import WorkerConfig

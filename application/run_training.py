@@ -1,17 +1,18 @@
-"""Run one task: fetch images, train, upload, notify the backend."""
+"""Run one task under its lease: fetch images, train, upload, notify the backend."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
+from application.fenced_blob import RecordDamaged
 from application.fetch_images import ImagesDenied
-from application.job_store import JobStore
-from application.journal import JobRecord
-from application.lease import LeaseLost
+from application.job_store import JobStore, TaskDiffers
+from application.journal import JobRecord, RecordNewer
+from application.lease import Lease, LeaseHeld, LeaseLost
 from application.notify_outcome import OutcomeNotifier
 from application.plan_training import TrainingPlanner
 from application.ports import (
@@ -24,7 +25,6 @@ from application.ports import (
     TrainingSession,
     Unavailable,
 )
-from application.process_job import HeldJob, process_job, settlement_after
 from application.retry import backoff, retry
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
 from application.slots import AdmissionQueue
@@ -34,7 +34,7 @@ from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig
 from domain.errors import UserError
 from domain.failure import Failure, FailureCode, TrainingFailed
-from domain.job import ACTIVE, JobState, TrainingJob
+from domain.job import ACTIVE, UNDECIDED, JobState, TrainingJob
 from domain.loss_curve import epochs_to_deliver, has_diverged, metric_of
 from domain.results import TrainingMetric
 from domain.task import TrainingTask
@@ -49,6 +49,18 @@ NOT_LEARNED = Failure(
     "than without it. Please choose images that share one style, and try again with the default "
     "settings.",
 )
+
+
+@dataclass(frozen=True)
+class HeldJob:
+    """A job whose lease this worker holds."""
+
+    record: JobRecord
+    lease: Lease
+    stop: StopSignal
+    """Set if the worker stops, the job is cancelled or the lease is lost."""
+    worker_stop: StopSignal
+    """Set if the worker stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +78,7 @@ class RunTraining:
     config: WorkerConfig
 
     def __call__(self, task: TrainingTask, stop: StopSignal, retries: int = 0) -> Settlement:
-        """Run the task, and return how to settle its message. Raises nothing.
-
-        Args:
-            stop: checked between two steps.
-            retries: number of earlier retries of the message.
-        """
+        """Run the task, and return how to settle its message. Raises nothing."""
         try:
             record = self.store.open(TrainingJob(task_id=task.task_id, style_id=task.style_id))
             self.store.record_request(task, record.job)
@@ -130,9 +137,6 @@ class RunTraining:
         return None
 
     def _train(self, task: TrainingTask, held: HeldJob) -> Settlement:
-        """Fetch and caption the images, train, store the weights, notify the backend, and write
-        the report.
-        """
         record, stop = held.record, held.stop
         self._fail_fast(record.job)
         record.apply(record.job.start())
@@ -164,14 +168,7 @@ class RunTraining:
 
     @contextmanager
     def _trained(self, plan: TrainingPlan, held: HeldJob) -> Iterator[TrainingSession]:
-        """Train to the end; if it diverges without a usable style, once more with a lower rate.
-
-        Yields:
-            The finished session.
-
-        Raises:
-            TrainingFailed: STYLE_NOT_LEARNED.
-        """
+        """Train to the end; if it diverges without a usable style, once more with a lower rate."""
         record = held.record
         with self._session(plan, record) as session:
             self.loop.run(session, record, held.lease, held.stop)
@@ -190,13 +187,8 @@ class RunTraining:
     def _load_best_weights(
         self, session: TrainingSession, job: TrainingJob, stop: StopSignal
     ) -> TrainingMetric:
-        """Load the weights to deliver into a finished session, and return the metrics.
-
-        If the checkpoint of an epoch cannot be used, the next epoch in the order of preference is
-        tried.
-
-        Raises:
-            TrainingFailed: STYLE_NOT_LEARNED, if no epoch is left.
+        """Load the weights of the first epoch to deliver whose checkpoint can be used into a
+        finished session, and return the metrics.
         """
         assert job.parameters is not None  # set when training began
         history, baseline = session.history, session.baseline
@@ -283,3 +275,81 @@ class RunTraining:
             record.apply(record.job.interrupt(reason, is_failure=is_failure))
         except Unavailable as error:
             log.warning("could not record the interruption; the job still looks active: %s", error)
+
+
+def process_job(
+    record: JobRecord,
+    decide: Callable[[HeldJob], Settlement | None],
+    store: JobStore,
+    notify_outcome: OutcomeNotifier,
+    stop: StopSignal,
+) -> Settlement | None:
+    """Process a job under its lease.
+
+    Args:
+        decide: called if the outcome is not decided; decides it and returns None, or returns how
+            to settle the message.
+        stop: the worker's.
+
+    Returns:
+        How to settle the message; None if nothing is left to do: the outcome is decided and
+        the backend is notified.
+
+    Raises:
+        Exception: ``settlement_after`` says how to settle the message then.
+    """
+    lease = store.lease(record.job.task_id)
+    if record.job.is_terminal:
+        log.info("task %s: nothing to do, the job is %s", record.job.task_id, record.job.state)
+        lease.delete()  # a crashed worker may have left it
+        return None
+    job_stop = StopSignal(stop)
+    with lease.hold(job_stop, is_finished=lambda: record.job.is_terminal):
+        record.load()
+        store.check_weights(record.job)
+        if record.job.state in UNDECIDED:
+            settlement = decide(HeldJob(record, lease, job_stop, stop))
+            if settlement is not None:
+                return settlement
+        if not record.job.is_terminal:
+            settlement = notify_outcome(record, lease, stop)
+            if not record.job.is_terminal:
+                return settlement
+    return None
+
+
+def settlement_after(
+    error: Exception, about: str, *, retries: int, config: WorkerConfig, stop: StopSignal
+) -> Settlement:
+    """How to settle a message whose processing raised ``error``.
+
+    Args:
+        about: names the message in the log.
+        stop: the worker's.
+    """
+    match error:
+        case TaskDiffers():
+            return DeadLetter(str(error), error.details)
+        case Stopped():
+            return Requeue()
+        case LeaseHeld():
+            return RetryLater(error.retry_after, str(error), elsewhere=True)
+        case LeaseLost():
+            return RetryLater(config.lease.seconds, str(error), elsewhere=True)
+        case Unavailable():
+            if stop.reason is StopReason.SHUTDOWN:
+                return Requeue()
+            return RetryLater(backoff(retries, error.retry_after), str(error))
+        case RecordNewer():
+            return RetryLater(backoff(retries), str(error))
+        case BlobDenied() | RecordDamaged():
+            # Retry, since both may be temporary: a denied bucket affects every task, and a proxy's
+            # error page in place of the store's response looks like a damaged record.
+            if retries >= config.max_retries:
+                return DeadLetter(str(error))
+            return RetryLater(backoff(retries), str(error))
+    log.error("%s: unexpected error", about, exc_info=error)
+    reason = f"{type(error).__name__}: {error}"
+    if retries >= config.max_retries:
+        return DeadLetter(f"after {retries} retries: {reason}")
+    return RetryLater(backoff(retries), reason, unexpected=True)
