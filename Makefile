@@ -1,4 +1,4 @@
-# Every target sets up what it needs; a second run starts at once.
+# The first target that runs installs the project into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,9 +20,9 @@ demo: $(READY) ## Train a style from images that the project draws, into demo/
 	@$(BIN)/python -m assets.demo_images $(DEMO)/images
 	$(BIN)/python -m entrypoints.train $(DEMO)/images --out $(DEMO)/style $(DEMO_OPTIONS)
 
-# Coverage counts domain and application (pyproject.toml), which the first tests are about; measured
-# in all, it would make the others slower. These start in the order of tests/conftest.py, the longest
-# first. Four processes for two cores, as many tests wait for a broker, a lease or a timer.
+# The unit tests measure the coverage of domain and application (pyproject.toml). Measuring would
+# slow the other tests down; tests/conftest.py starts the longest of them first. They have four
+# processes for two cores, because many of them wait for a broker, a lease or a timer.
 test: KINDS := not gpu and not long and not kernels
 test-all: KINDS := not gpu
 test: ## Run the tests
@@ -31,7 +31,7 @@ test test-all: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term $(UNITS)
 	$(BIN)/pytest -m "$(KINDS)" -n 4 --dist loadfile --no-loadscope-reorder $(UNITS:%=--ignore=%)
 
-test-gpu: $(READY) ## Run the tests that need a GPU, and those of the kernels, on one
+test-gpu: $(READY) ## Run the tests that need a GPU, and the kernels' tests on it
 	$(BIN)/pytest -m "gpu or kernels"
 
 test-brokers: $(READY) ## Run the RabbitMQ tests on 3.10, 4.0 and 4.3; needs root and debootstrap
@@ -43,7 +43,7 @@ faults: $(READY) ## Disturb workers at random: FAULTS_RUNS=500 FAULTS_TOGETHER=3
 simulate: $(READY) ## Disturb workers in virtual time, reproducibly: SIMULATED_RUNS=20000 make simulate
 	$(BIN)/python -m tests.simulation --runs $(or $(SIMULATED_RUNS),2000)
 
-lint: $(READY) ## Check format, style, types and the hexagon's direction
+lint: $(READY) ## Check format, style, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -105,7 +105,11 @@ class CompleteBody(_Body):
     model_path: str = Field(
         pattern=f"^({'|'.join(SCHEMES)})://",
         description="Location of the weights",
-        examples=["s3://bucket/models/style_10.safetensors", "gs://bucket/models/style-10"],
+        examples=[
+            "s3://bucket/models/style_10.safetensors",
+            "gs://bucket/models/style-10/550e8400-e29b-41d4-a716-446655440000/"
+            "adapter_model.safetensors",
+        ],
     )
     training_metric: MetricFigures = Field(description="Results of the training")
 

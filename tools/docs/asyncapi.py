@@ -80,8 +80,8 @@ def asyncapi() -> dict[str, Any]:
             "receiveTask": {
                 "action": "receive",
                 "summary": "Train one style",
-                "description": "One message at a time, acknowledged after the backend was "
-                "notified of the outcome. A message that repeats the `task_id` of a "
+                "description": "A message is acknowledged after the backend was notified of the "
+                "outcome. A message that repeats the `task_id` of a "
                 "finished job is acknowledged and changes nothing.",
                 "channel": {"$ref": "#/channels/tasks"},
                 "messages": [{"$ref": "#/channels/tasks/messages/task"}],

@@ -54,7 +54,7 @@ def openapi() -> dict[str, Any]:
         "servers": [
             {
                 "url": "{backend}",
-                "description": "HTTPS, except to a loopback host.",
+                "description": "HTTPS, except to a loopback host or with BACKEND_ALLOW_HTTP.",
                 "variables": {
                     "backend": {
                         "default": "https://stylelicense.com",
@@ -70,7 +70,8 @@ def openapi() -> dict[str, Any]:
                     "progress",
                     "Progress of a job",
                     "Every PROGRESS_EVERY seconds while training. A call that fails is dropped, "
-                    "because the next one has newer figures. None follows `complete` or `failed`. "
+                    "because the next one has newer figures; after three 404 in a row the "
+                    "training stops. None follows `complete` or `failed`. "
                     "`python -m entrypoints.worker --check` sends `{}` here, which names no "
                     "style, and expects 400: the backend sends it only after accepting token and "
                     "source header.",
@@ -89,7 +90,7 @@ def openapi() -> dict[str, Any]:
         "components": {
             "schemas": {
                 **schemas_of([ProgressBody, CompleteBody, FailedBody]),
-                "Taken": {
+                "Accepted": {
                     "type": "object",
                     "required": ["success"],
                     "properties": {"success": {"type": "boolean", "enum": [True]}},
@@ -168,5 +169,5 @@ def _answers(*, final: bool) -> dict[str, str]:
 
 
 def _taken() -> dict[str, Any]:
-    schema = {"schema": reference("Taken"), "example": {"success": True}}
+    schema = {"schema": reference("Accepted"), "example": {"success": True}}
     return {"content": {"application/json": schema}}
