@@ -186,8 +186,8 @@ class Settings(BaseModel):
     """Device to train on: `cuda`, `cuda:1`, `cpu`, or several GPUs for one job, `cuda:0,cuda:1`.
     Default: the GPU if there is one"""
     jobs_together: JobsTogether = "1"
-    """Number of jobs that one worker trains at the same time in one pass over the base model, if
-    their LoRA settings match. `auto`: as many as fit into the GPU's memory, at most 8"""
+    """Number of jobs, 1 to 32, that one worker trains in one pass over the base model, if their
+    LoRA settings match. `auto`: as many as fit into the GPU's memory, at most 8"""
 
     rabbitmq_host: BrokerHost | None = None
     """Broker host name. If neither this nor `RABBITMQ_URL` is set, tasks are read from
