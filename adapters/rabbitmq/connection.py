@@ -198,7 +198,7 @@ class Connection:
             news = trouble != self._trouble
             self._trouble = trouble
         if news:
-            log.warning("%s; the worker retries until it is connected", trouble)
+            log.warning("%s; retrying until connected", trouble)
         self._fail_commands()
 
     def _fail_commands(self) -> None:

@@ -47,7 +47,7 @@ def _reason(error: BaseException, options: RabbitOptions) -> str:
         case exceptions.AuthenticationError() | exceptions.ProbableAuthenticationError():
             return f"it rejects user {options.user!r}: check user name and password"
         case exceptions.ProbableAccessDeniedError() if "not found" in str(error):
-            return f"it has no virtual host {options.vhost!r}: create it or name another"
+            return f"it has no virtual host {options.vhost!r}: create it, or correct its name"
         case exceptions.ProbableAccessDeniedError():
             return (
                 f"user {options.user!r} has no access to virtual host {options.vhost!r}: "
@@ -113,7 +113,8 @@ def _other_queue(text: str, options: RabbitOptions) -> str:
     if f"queue '{options.queue}'" in text:
         return (
             f"queue {options.queue!r} was declared with arguments, and the backend and the worker "
-            "declare it without: set the right queue, or move the messages to one without any"
+            "declare it without: correct the queue's name, or move the messages to a queue without "
+            "arguments"
         )
     return (
         "one of the worker's own queues was declared with other arguments: delete it when it is "

@@ -227,7 +227,7 @@ def test_a_closed_session_is_reported_and_replaced(
         # mypy cannot infer a lambda with a default.
         eventually(lambda expected=expected: (sessions.ended, len(sessions.all)) == expected)  # type: ignore[misc]
         assert session.closed
-    assert caplog.text.count("the worker retries until it is connected") == 2
+    assert caplog.text.count("retrying until connected") == 2
 
 
 def test_reconnect_delays_grow_and_the_problem_is_logged_once(
@@ -247,7 +247,7 @@ def test_reconnect_delays_grow_and_the_problem_is_logged_once(
     connection.close()
     pauses = [after - before for before, after in pairwise(tries)]
     assert all(pause >= 0.01 * 2**number for number, pause in enumerate(pauses))
-    assert caplog.text.count("the worker retries until it is connected") == 1
+    assert caplog.text.count("retrying until connected") == 1
 
 
 def test_a_call_runs_at_once_and_a_closed_connection_does_nothing(
@@ -389,7 +389,7 @@ def rejected(code: int, text: str) -> ConnectionClosedByBroker:
         ),
         (
             rejected(406, "inequivalent arg 'x' for queue 'model_training' in vhost '/'"),
-            "set the right queue, or move the messages",
+            "correct the queue's name, or move the messages",
         ),
         (
             rejected(406, "inequivalent arg 'x' for queue 'model_training.dead' in vhost '/'"),

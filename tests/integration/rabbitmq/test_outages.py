@@ -141,7 +141,7 @@ def test_a_working_thread_is_not_disturbed_by_the_loss_of_its_delivery(
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "password": ({"password": "s3cret-x"}, "rejects user 'guest': check user name and password"),
-    "vhost": ({"vhost": "nowhere"}, "no virtual host 'nowhere': create it or name another"),
+    "vhost": ({"vhost": "nowhere"}, "no virtual host 'nowhere': create it, or correct its name"),
     "port": ({"port": 1}, "the connection was refused: start the broker, or check host and port"),
     "host": ({"host": "nowhere.invalid"}, "name was not found .*: check the host"),
     "TLS": ({"tls": TlsOptions(), "port": PORT}, "no TLS connection .*check that this port uses"),
