@@ -74,7 +74,10 @@ def connection_error(silence: TransportError, url: str, secret: str) -> Notifier
         return NotifierUnavailable(
             f"{text}is valid today, and is signed by an authority trusted here"
         )
-    return NotifierUnavailable(f"{url} cannot be reached, the call was not sent: {reason}")
+    return NotifierUnavailable(
+        f"{url} cannot be reached, the call was not sent: {reason}; check the backend, the "
+        "network and BACKEND_API_URL"
+    )
 
 
 def readable(text: str, secret: str) -> str:
