@@ -67,7 +67,7 @@ def speed(
         for way in options.ways:
             trick = ours.get(way)
             if trick is None:
-                rows = attempts(partial(measure_recipe, bench, batch), "common recipe, eager")
+                rows = attempts(partial(measure_recipe, bench, batch), "plain recipe, eager")
             else:
                 rows = attempts(partial(measure_trick, bench, trick, batch), trick.name)
             for row in rows:

@@ -45,7 +45,7 @@ def test_every_row_runs(rehearsed: dict[str, Any]) -> None:
     rows = rehearsed["rows"]
     assert [row for row in rows if "error" in row] == []
     assert [row["name"] for row in rows if "batch" in row] == [
-        "common recipe, eager",
+        "plain recipe, eager",
         "+ fused kernels",
     ]
     (styles,) = (row for row in rows if "styles" in row)
@@ -106,7 +106,7 @@ def test_remeasuring_one_part_keeps_the_rows_of_the_others(tmp_path: Path) -> No
 
 
 def test_a_failed_row_says_so_and_affects_no_other(tmp_path: Path) -> None:
-    failed = {"error": "OutOfMemoryError: CUDA out of memory", "name": "+ captured"}
+    failed = {"error": "OutOfMemoryError: CUDA out of memory", "name": "+ CUDA graphs"}
     results = {
         "device": "card",
         "memory_gib": 8,
@@ -119,7 +119,7 @@ def test_a_failed_row_says_so_and_affects_no_other(tmp_path: Path) -> None:
         ],
     }
     tables = device_tables(results)
-    assert "| + captured | OutOfMemoryError |" in tables
+    assert "| + CUDA graphs | OutOfMemoryError |" in tables
     assert "| 8 | - | - |" in tables
     assert "| 4 | OutOfMemoryError |" in tables
     assert "A whole job failed: OutOfMemoryError: CUDA out of memory" in tables
