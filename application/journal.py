@@ -25,7 +25,7 @@ from domain.limits import InvalidParameter
 from domain.location import Location
 from domain.parameters import TrainingParameters
 
-_STORED_AS = {"failures": "setbacks"}
+_STORED_AS = {"failures": "setbacks", "notifications": "announcements"}
 """Fields that keep their old names in the record, so that old and new workers can read each
 other's records."""
 

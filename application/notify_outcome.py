@@ -56,7 +56,7 @@ class OutcomeNotifier:
                 cancellation.
 
         Raises:
-            Unavailable: the backend or the store is unavailable; the job stays announcing.
+            Unavailable: the backend or the store is unavailable; the job stays ``NOTIFYING``.
             LeaseLost: another worker has the job.
         """
         # A late progress call would make a finished style look unfinished.
@@ -66,13 +66,13 @@ class OutcomeNotifier:
             if self._too_late(stop):
                 return Requeue()
             lease.renew_if_due(stop)
-            if record.job.announcements:
+            if record.job.notifications:
                 if self._has_arrived(record.job):
                     log.info("the outcome webhook for style %d has arrived", record.job.style_id)
                     break
                 if self._too_late(stop):
                     return Requeue()
-            record.apply(record.job.begin_announcement())
+            record.apply(record.job.begin_notification())
             if not lease.is_valid:
                 # This process was suspended: another worker may have taken over and called.
                 continue

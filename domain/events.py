@@ -108,7 +108,7 @@ class FailureRecorded(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnnouncementBegun(Event):
+class NotificationBegan(Event):
     """The outcome webhook is about to be sent; ``call`` is the number of the try, from 1."""
 
     call: int

@@ -1,7 +1,7 @@
 """TrainingJob: the states of one task, the allowed transitions, and their events.
 
-    queued -> preparing -> training -> uploading -> announcing -> completed
-                 any of the first four, or interrupted -> announcing -> failed | cancelled
+    queued -> preparing -> training -> uploading -> notifying -> completed
+                 any of the first four, or interrupted -> notifying -> failed | cancelled
                  preparing | training | uploading -> interrupted -> preparing
                  training -> preparing, once, for a second try
                  completed -> interrupted, if the style's file is missing (local runs only)
@@ -17,7 +17,6 @@ from enum import StrEnum
 from typing import TypeAlias, TypedDict
 
 from domain.events import (
-    AnnouncementBegun,
     ArtifactStored,
     CheckpointDiscarded,
     CheckpointSaved,
@@ -27,6 +26,7 @@ from domain.events import (
     JobFailed,
     JobInterrupted,
     JobStarted,
+    NotificationBegan,
     ProgressMade,
     SecondTryBegan,
     SlotAwaited,
@@ -50,7 +50,7 @@ class JobState(StrEnum):
     """The trainer runs steps."""
     UPLOADING = "uploading"
     """Training is finished; the weights are being uploaded."""
-    ANNOUNCING = "announcing"
+    NOTIFYING = "announcing"  # stored in records and read by dashboards under its old name
     """The outcome is decided and stored; the backend is being notified."""
     COMPLETED = "completed"
     """The backend was notified that the style is ready. Final while the style exists."""
@@ -108,7 +108,7 @@ class TrainingJob:
     metric: TrainingMetric | None = None
     artifact: Artifact | None = None
     failure: Failure | None = None
-    announcements: int = 0
+    notifications: int = 0
     """Tries to send the outcome webhook, each counted before it is made."""
 
     def __post_init__(self) -> None:
@@ -116,8 +116,10 @@ class TrainingJob:
             raise ValueError("a completed job has an artifact")
         if self.state in {JobState.FAILED, JobState.CANCELLED} and self.failure is None:
             raise ValueError(f"a {self.state} job has a failure")
-        if self.state is JobState.ANNOUNCING and (self.artifact is None) == (self.failure is None):
-            raise ValueError("an announcing job has either an artifact or a failure")
+        if self.state is JobState.NOTIFYING and (self.artifact is None) == (self.failure is None):
+            raise ValueError(
+                "a notifying job has either an artifact or a failure"
+            )
 
     @property
     def ids(self) -> _Ids:
@@ -195,25 +197,25 @@ class TrainingJob:
     def store(self, artifact: Artifact) -> Change:
         """Record the stored weights; next, notify the backend."""
         self._allow("store", JobState.UPLOADING)
-        job = replace(self, state=JobState.ANNOUNCING, artifact=artifact)
+        job = replace(self, state=JobState.NOTIFYING, artifact=artifact)
         return job, ArtifactStored(**self.ids, artifact=artifact)
 
     def fail(self, failure: Failure) -> Change:
         """Record the job's failure; next, notify the backend."""
         self._allow("fail", *UNDECIDED)
-        job = replace(self, state=JobState.ANNOUNCING, artifact=None, failure=failure)
+        job = replace(self, state=JobState.NOTIFYING, artifact=None, failure=failure)
         return job, FailureRecorded(**self.ids, failure=failure)
 
-    def begin_announcement(self) -> Change:
+    def begin_notification(self) -> Change:
         """Count a try to send the outcome webhook before it is made, for the next worker."""
-        self._allow("announce", JobState.ANNOUNCING)
-        job = replace(self, announcements=self.announcements + 1)
-        return job, AnnouncementBegun(**self.ids, call=job.announcements)
+        self._allow("notify the backend of", JobState.NOTIFYING)
+        job = replace(self, notifications=self.notifications + 1)
+        return job, NotificationBegan(**self.ids, call=job.notifications)
 
     def finish(self) -> Change:
         """Record that the backend has accepted the outcome webhook."""
-        self._allow("finish", JobState.ANNOUNCING)
-        if not self.announcements:
+        self._allow("finish", JobState.NOTIFYING)
+        if not self.notifications:
             raise InvalidTransition(self.state, "finish, without a call to the backend,")
         if self.failure is not None:
             cancelled = self.failure.code is FailureCode.CANCELLED
@@ -234,7 +236,7 @@ class TrainingJob:
         """Resume a completed job whose style's file is missing, from the last checkpoint."""
         self._allow("reopen", JobState.COMPLETED)
         job = replace(
-            self, state=JobState.INTERRUPTED, metric=None, artifact=None, announcements=0
+            self, state=JobState.INTERRUPTED, metric=None, artifact=None, notifications=0
         )
         return job, JobInterrupted(**self.ids, reason=reason, failures=job.failures)
 
@@ -248,15 +250,15 @@ _AFTER: dict[type[Event], JobState] = {
     TrainingBegan: JobState.TRAINING,
     SecondTryBegan: JobState.PREPARING,
     TrainingFinished: JobState.UPLOADING,
-    ArtifactStored: JobState.ANNOUNCING,
-    FailureRecorded: JobState.ANNOUNCING,
-    AnnouncementBegun: JobState.ANNOUNCING,
+    ArtifactStored: JobState.NOTIFYING,
+    FailureRecorded: JobState.NOTIFYING,
+    NotificationBegan: JobState.NOTIFYING,
     JobCompleted: JobState.COMPLETED,
     JobFailed: JobState.FAILED,
     JobInterrupted: JobState.INTERRUPTED,
 }
 
-PHASES = (JobState.PREPARING, JobState.TRAINING, JobState.UPLOADING, JobState.ANNOUNCING)
+PHASES = (JobState.PREPARING, JobState.TRAINING, JobState.UPLOADING, JobState.NOTIFYING)
 """The states in which a worker processes a job, in order."""
 
 

@@ -56,7 +56,7 @@ _WORDS = {
     JobState.PREPARING: "images are being fetched and checked",
     JobState.TRAINING: "training",
     JobState.UPLOADING: "trained; the weights are being stored",
-    JobState.ANNOUNCING: "finished; the backend is being notified",
+    JobState.NOTIFYING: "finished; the backend is being notified",
     JobState.COMPLETED: "completed; the backend was notified",
     JobState.FAILED: "failed; the backend was notified",
     JobState.CANCELLED: "cancelled; the backend was notified",
@@ -80,6 +80,6 @@ def _details(job: TrainingJob) -> list[str]:
         lines.append(f"loss {job.metric.loss:.4f} after {job.metric.epochs} epochs")
     if job.failure is not None:
         lines.append(f"{job.failure.code}: {job.failure.message}")
-    if job.announcements:
-        lines.append(f"tries to send the outcome webhook: {job.announcements}")
+    if job.notifications:
+        lines.append(f"tries to send the outcome webhook: {job.notifications}")
     return lines

@@ -9,12 +9,12 @@ from adapters.common.event_texts import position, scored, second_try, speed, tra
 from adapters.common.text import say
 from application.event_bus import WorkerEvent
 from domain.events import (
-    AnnouncementBegun,
     ArtifactStored,
     CheckpointSaved,
     FailureRecorded,
     JobInterrupted,
     JobStarted,
+    NotificationBegan,
     PreviewsScored,
     ProgressMade,
     SecondTryBegan,
@@ -85,7 +85,7 @@ class ProgressDisplay:
                 say(self._console, self._report)
             case ArtifactStored():
                 self._wait(self._report)
-            case AnnouncementBegun() | JobInterrupted() | FailureRecorded():
+            case NotificationBegan() | JobInterrupted() | FailureRecorded():
                 self._end()
 
     def _begin(self, event: TrainingBegan) -> None:

@@ -8,7 +8,6 @@ from adapters.common.event_texts import outcome, position, scored, second_try, t
 from adapters.common.text import one_line
 from application.event_bus import TaskReceived, WorkerEvent
 from domain.events import (
-    AnnouncementBegun,
     ArtifactStored,
     CheckpointDiscarded,
     CheckpointSaved,
@@ -18,6 +17,7 @@ from domain.events import (
     JobFailed,
     JobInterrupted,
     JobStarted,
+    NotificationBegan,
     PartTimed,
     PreviewsDrawn,
     PreviewsScored,
@@ -74,7 +74,7 @@ def _logged(event: Event) -> tuple[int, str]:
             return logging.INFO, f"weights stored at {stored}"
         case FailureRecorded(failure=failure):
             return logging.WARNING, f"will end with {failure.code}: {failure.message}"
-        case AnnouncementBegun(call=call):
+        case NotificationBegan(call=call):
             level = logging.INFO if call == 1 else logging.WARNING
             return level, f"sending the outcome webhook (try {call})"
         case JobCompleted():

@@ -119,7 +119,7 @@ class JobView:
         """Seconds of each part, in order; upload and call are the times of their phases."""
         ends = {
             name: self.phase_seconds[phase]
-            for name, phase in (("upload", JobState.UPLOADING), ("call", JobState.ANNOUNCING))
+            for name, phase in (("upload", JobState.UPLOADING), ("call", JobState.NOTIFYING))
             if phase in self.phase_seconds
         }
         seconds = {**self.part_seconds, **ends}

@@ -14,7 +14,6 @@ from adapters.console.notifier import ConsoleNotifier
 from adapters.console.progress import ProgressDisplay
 from adapters.logs.events import log_event
 from domain.events import (
-    AnnouncementBegun,
     ArtifactStored,
     CheckpointSaved,
     Event,
@@ -23,6 +22,7 @@ from domain.events import (
     JobFailed,
     JobInterrupted,
     JobStarted,
+    NotificationBegan,
     ProgressMade,
     SecondTryBegan,
     SlotAwaited,
@@ -98,7 +98,7 @@ GIVEN_UP = FailureRecorded(task_id=TASK, style_id=7, failure=FAILURE)
 INTERRUPTED = JobInterrupted(task_id=TASK, style_id=7, reason="its worker\nshut down", failures=0)
 SAVED = CheckpointSaved(task_id=TASK, style_id=7, checkpoint=CHECKPOINT)
 STORED = ArtifactStored(task_id=TASK, style_id=7, artifact=ARTIFACT)
-TOLD = AnnouncementBegun(task_id=TASK, style_id=7, call=1)
+TOLD = NotificationBegan(task_id=TASK, style_id=7, call=1)
 OTHERS = [
     SAVED,
     STORED,
@@ -381,8 +381,8 @@ def test_every_event_is_one_line_with_its_job(caplog: pytest.LogCaptureFixture) 
         (made(10), logging.DEBUG, "epoch 1/50 (2 %), loss 0.1250"),
         (GIVEN_UP, logging.WARNING, "GPU_OOM: The card is too small"),
         (INTERRUPTED, logging.WARNING, "its worker shut down"),
-        (AnnouncementBegun(task_id=TASK, style_id=7, call=1), logging.INFO, "try 1"),
-        (AnnouncementBegun(task_id=TASK, style_id=7, call=2), logging.WARNING, "try 2"),
+        (NotificationBegan(task_id=TASK, style_id=7, call=1), logging.INFO, "try 1"),
+        (NotificationBegan(task_id=TASK, style_id=7, call=2), logging.WARNING, "try 2"),
     ],
 )
 def test_log_level_and_message_follow_the_event(

@@ -18,7 +18,7 @@ from adapters.status_page.past_jobs import RECENT_JOBS
 from adapters.status_page.state import WorkerState
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater
 from application.stop_signal import StopReason, StopSignal
-from domain.events import AnnouncementBegun, JobCompleted, JobInterrupted, ProgressMade
+from domain.events import JobCompleted, JobInterrupted, NotificationBegan, ProgressMade
 from domain.failure import FailureCode
 from domain.progress import Progress
 from tests.application.world import TASK_ID, World, a_task, received, settled
@@ -116,7 +116,7 @@ def test_states_of_a_worker_without_a_job() -> None:
 def test_a_job_whose_backend_is_unavailable_is_retried_later_with_the_reason() -> None:
     scene = Scene()
     scene.publish(received(task(6)))
-    scene.publish(AnnouncementBegun(**ids(6), call=2))
+    scene.publish(NotificationBegan(**ids(6), call=2))
     scene.publish(settled(task(6), RetryLater(60.0, "the backend returned 503")))
     snapshot = shown(scene)
     assert snapshot["job"] is None

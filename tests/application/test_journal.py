@@ -41,7 +41,7 @@ JOB = TrainingJob(
     metric=TrainingMetric(0.1, 4, 80, 2),
     artifact=Artifact(Location("styles", "style.safetensors", "gs"), "00ff", 12),
     failure=Failure(FailureCode.GPU_OOM, "full", retryable=True),
-    announcements=1,
+    notifications=1,
 )
 """Every field differs from its default, although no real job has all of them set."""
 

@@ -50,7 +50,7 @@ def failing(world: World) -> JobRecord:
     return record
 
 
-def announce(
+def notify(
     world: World,
     backend: ScriptedNotifier,
     *,
@@ -69,16 +69,16 @@ def announce(
 def test_attempts_are_counted_and_delays_double_up_to_the_maximum(world: World) -> None:
     backend, began = ScriptedNotifier(*[away()] * 9), world.clock.monotonic()
     with pytest.raises(NotifierUnavailable, match="502"):
-        announce(world, backend, tries=6, first_pause=1.0, max_pause=5.0)
+        notify(world, backend, tries=6, first_pause=1.0, max_pause=5.0)
     assert world.clock.monotonic() - began == pytest.approx(1.0 + 2.0 + 4.0 + 5.0 + 5.0)
     assert backend.tasks == [TASK_ID] * 6
-    assert world.job().state is JobState.ANNOUNCING
+    assert world.job().state is JobState.NOTIFYING
 
 
 def test_jitter_shortens_a_delay_by_up_to_a_half(world: World) -> None:
     chances, began = iter([0.0, 0.5]), world.clock.monotonic()
     backend = ScriptedNotifier(away(), away())
-    assert announce(world, backend, first_pause=8.0, random=lambda: next(chances)) == Ack()
+    assert notify(world, backend, first_pause=8.0, random=lambda: next(chances)) == Ack()
     assert world.clock.monotonic() - began == pytest.approx(4.0 + 15.0 * 0.75)
 
 
@@ -87,14 +87,14 @@ def test_a_delay_is_never_shorter_than_retry_after(
     world: World, asked: float | None, waited: float
 ) -> None:
     began = world.clock.monotonic()
-    assert announce(world, ScriptedNotifier(away(asked))) == Ack()
+    assert notify(world, ScriptedNotifier(away(asked))) == Ack()
     assert world.clock.monotonic() - began == pytest.approx(waited)
 
 
 def test_a_long_retry_after_is_left_to_a_later_delivery(world: World) -> None:
     backend, began = ScriptedNotifier(away(600.0)), world.clock.monotonic()
     with pytest.raises(NotifierUnavailable) as caught:
-        announce(world, backend)
+        notify(world, backend)
     assert caught.value.retry_after == 600.0
     assert world.clock.monotonic() == began
     assert len(backend.tasks) == 1
@@ -102,7 +102,7 @@ def test_a_long_retry_after_is_left_to_a_later_delivery(world: World) -> None:
 
 def test_a_call_that_has_arrived_is_recorded_and_not_repeated(world: World) -> None:
     backend = ScriptedNotifier(away(), arrived=True)
-    assert announce(world, backend) == Ack()
+    assert notify(world, backend) == Ack()
     assert len(backend.tasks) == 1
     assert world.job().state is JobState.FAILED
 
@@ -111,9 +111,9 @@ def test_a_lost_workers_call_is_looked_up_before_it_is_repeated(
     world: World,
 ) -> None:
     lost = failing(world)
-    lost.apply(lost.job.begin_announcement())
+    lost.apply(lost.job.begin_notification())
     backend = ScriptedNotifier(arrived=True)
-    assert announce(world, backend, record=opened(world)) == Ack()
+    assert notify(world, backend, record=opened(world)) == Ack()
     assert backend.tasks == []
     assert world.job().state is JobState.FAILED
 
@@ -121,20 +121,20 @@ def test_a_lost_workers_call_is_looked_up_before_it_is_repeated(
 @pytest.mark.parametrize("arrived", [False, None])
 def test_a_call_that_may_not_have_arrived_is_repeated(world: World, arrived: bool | None) -> None:
     backend = ScriptedNotifier(away(), arrived=arrived)
-    assert announce(world, backend) == Ack()
+    assert notify(world, backend) == Ack()
     assert len(backend.tasks) == 2
 
 
 def test_a_rejection_is_not_repeated(world: World) -> None:
     backend = ScriptedNotifier(NotifierRejected("404"))
-    assert announce(world, backend) == DeadLetter("the backend rejects the outcome: 404")
+    assert notify(world, backend) == DeadLetter("the backend rejects the outcome: 404")
     assert len(backend.tasks) == 1
 
 
 def test_the_lease_is_renewed_before_every_attempt(world: World) -> None:
     held: list[int] = []
     backend = ScriptedNotifier(away(), away())
-    announce(world, backend, renew=lambda: held.append(len(backend.tasks)))
+    notify(world, backend, renew=lambda: held.append(len(backend.tasks)))
     assert held == [0, 1, 2]
 
 
@@ -145,7 +145,7 @@ def test_without_a_certain_lease_no_call_is_made(world: World, error: Exception)
 
     backend = ScriptedNotifier()
     with pytest.raises(type(error)):
-        announce(world, backend, renew=unsure)
+        notify(world, backend, renew=unsure)
     assert backend.tasks == []
 
 
@@ -156,11 +156,11 @@ def test_a_worker_overtaken_between_attempts_makes_no_further_call(world: World)
     def overtake() -> None:
         if backend.tasks:
             other = opened(world)
-            other.apply(other.job.begin_announcement())
+            other.apply(other.job.begin_notification())
             other.apply(other.job.finish())
 
     with pytest.raises(LeaseLost):
-        announce(world, backend, record=record, renew=overtake)
+        notify(world, backend, record=record, renew=overtake)
     assert len(backend.tasks) == 1
 
 
@@ -176,7 +176,7 @@ def test_a_pause_while_recording_the_intent_rechecks_the_lease(
 
     backend = ScriptedNotifier()
     with pytest.raises(LeaseLost):
-        announce(world, backend, renew=renew, is_valid=False)
+        notify(world, backend, renew=renew, is_valid=False)
     assert backend.tasks == []
     assert len(asked) == 2
 
@@ -187,7 +187,7 @@ def test_after_a_stop_no_call_is_repeated(world: World) -> None:
         world.clock.every(0.5, lambda: stop.request(StopReason.SHUTDOWN)),
         pytest.raises(NotifierUnavailable),
     ):
-        announce(world, backend, stop=stop, first_pause=10.0)
+        notify(world, backend, stop=stop, first_pause=10.0)
     assert len(backend.tasks) == 1
 
 
@@ -198,6 +198,6 @@ def test_a_call_that_would_be_cut_off_is_not_started(
     stop, backend = StopSignal(), ScriptedNotifier()
     world.clock.advance(100.0)
     stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + left)
-    outcome = announce(world, backend, stop=stop)
+    outcome = notify(world, backend, stop=stop)
     assert outcome == (Ack() if calls else Requeue())
     assert len(backend.tasks) == calls

@@ -138,7 +138,7 @@ def test_a_shutdown_before_the_images_are_fetched_hands_the_job_over(
     assert world.until_settled(a_task()) == Ack()
 
 
-@pytest.mark.parametrize("state", [JobState.UPLOADING, JobState.ANNOUNCING])
+@pytest.mark.parametrize("state", [JobState.UPLOADING, JobState.NOTIFYING])
 def test_the_end_of_the_training_is_recorded_once_the_store_is_back(
     world: World, state: JobState
 ) -> None:
@@ -169,7 +169,7 @@ def test_weights_recorded_at_another_location_are_not_announced(
     job = TrainingJob(
         task_id=TASK_ID,
         style_id=7,
-        state=JobState.ANNOUNCING,
+        state=JobState.NOTIFYING,
         metric=TrainingMetric(0.1, 4, 80),
         artifact=Artifact(forged, "00ff", 12),
     )
@@ -228,7 +228,7 @@ def test_a_call_rejected_by_the_backend_is_dead_lettered_and_can_be_replayed(
     outcome = world.worker(notifier=Rejecting())(a_task(), StopSignal())
     assert isinstance(outcome, DeadLetter)
     assert "404" in outcome.reason
-    assert world.job().state is JobState.ANNOUNCING
+    assert world.job().state is JobState.NOTIFYING
     assert world.weights()
 
     opened = world.trainer.opened

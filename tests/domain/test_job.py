@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from domain.events import (
-    AnnouncementBegun,
     ArtifactStored,
     Event,
     JobCompleted,
     JobFailed,
     JobStarted,
+    NotificationBegan,
 )
 from domain.failure import Failure, FailureCode
 from domain.job import Change, InvalidTransition, JobState, TrainingJob
@@ -56,7 +56,7 @@ TRANSITIONS: dict[str, Any] = {
     "finish_training": lambda job: job.finish_training(METRIC),
     "store": lambda job: job.store(ARTIFACT),
     "fail": lambda job: job.fail(FAILURE),
-    "begin_announcement": lambda job: job.begin_announcement(),
+    "begin_notification": lambda job: job.begin_notification(),
     "finish": lambda job: job.finish(),
     "interrupt": lambda job: job.interrupt("gone", is_failure=True),
     "reopen": lambda job: job.reopen("its style is gone"),
@@ -67,14 +67,14 @@ REACHED: dict[JobState, TrainingJob] = {
     JobState.PREPARING: after(new_job(), "start"),
     JobState.TRAINING: after(new_job(), "start", "begin_training"),
     JobState.UPLOADING: after(new_job(), "start", "begin_training", "finish_training"),
-    JobState.ANNOUNCING: after(new_job(), "fail"),
-    JobState.FAILED: after(new_job(), "fail", "begin_announcement", "finish"),
+    JobState.NOTIFYING: after(new_job(), "fail"),
+    JobState.FAILED: after(new_job(), "fail", "begin_notification", "finish"),
     JobState.INTERRUPTED: after(new_job(), "start", "interrupt"),
 }
 REACHED[JobState.COMPLETED] = after(
-    REACHED[JobState.UPLOADING], "store", "begin_announcement", "finish"
+    REACHED[JobState.UPLOADING], "store", "begin_notification", "finish"
 )
-REACHED[JobState.CANCELLED] = after(new_job().fail(CANCELLED)[0], "begin_announcement", "finish")
+REACHED[JobState.CANCELLED] = after(new_job().fail(CANCELLED)[0], "begin_notification", "finish")
 
 ALLOWED: dict[str, set[JobState]] = {
     "start": {JobState.QUEUED, JobState.INTERRUPTED},
@@ -92,8 +92,8 @@ ALLOWED: dict[str, set[JobState]] = {
         JobState.UPLOADING,
         JobState.INTERRUPTED,
     },
-    "begin_announcement": {JobState.ANNOUNCING},
-    "finish": set(),  # not before an announcement was begun
+    "begin_notification": {JobState.NOTIFYING},
+    "finish": set(),  # not before a notification was begun
     "interrupt": {JobState.PREPARING, JobState.TRAINING, JobState.UPLOADING},
 }
 
@@ -137,7 +137,7 @@ def test_all_transitions_give_a_completed_job_and_its_events() -> None:
         "save_checkpoint",
         "finish_training",
         "store",
-        "begin_announcement",
+        "begin_notification",
         "finish",
     )
     job, events = new_job(), []
@@ -147,19 +147,19 @@ def test_all_transitions_give_a_completed_job_and_its_events() -> None:
     assert job.state is JobState.COMPLETED
     assert events[0] == JobStarted(task_id="t", style_id=7, attempt=1, resumed_from=None)
     assert ArtifactStored(task_id="t", style_id=7, artifact=ARTIFACT) in events
-    assert AnnouncementBegun(task_id="t", style_id=7, call=1) in events
+    assert NotificationBegan(task_id="t", style_id=7, call=1) in events
     assert events[-1] == JobCompleted(task_id="t", style_id=7, artifact=ARTIFACT)
 
 
-def test_missing_weights_are_trained_again_and_announced() -> None:
+def test_missing_weights_are_trained_again_and_the_backend_notified() -> None:
     again = after(REACHED[JobState.COMPLETED], "reopen", "start", "begin_training")
-    assert (again.artifact, again.metric, again.announcements) == (None, None, 0)
-    done = after(again, "finish_training", "store", "begin_announcement", "finish")
+    assert (again.artifact, again.metric, again.notifications) == (None, None, 0)
+    done = after(again, "finish_training", "store", "begin_notification", "finish")
     assert done.state is JobState.COMPLETED
 
 
 def test_a_failed_job_has_its_reason() -> None:
-    job = after(new_job(), "start", "fail", "begin_announcement")
+    job = after(new_job(), "start", "fail", "begin_notification")
     job, event = job.finish()
     assert job.state is JobState.FAILED
     assert event == JobFailed(task_id="t", style_id=7, failure=FAILURE)
@@ -204,8 +204,8 @@ def test_repeated_steps_count_for_remaining_time_and_not_for_progress() -> None:
         {"state": JobState.COMPLETED},
         {"state": JobState.FAILED},
         {"state": JobState.CANCELLED},
-        {"state": JobState.ANNOUNCING},
-        {"state": JobState.ANNOUNCING, "artifact": ARTIFACT, "failure": FAILURE},
+        {"state": JobState.NOTIFYING},
+        {"state": JobState.NOTIFYING, "artifact": ARTIFACT, "failure": FAILURE},
     ],
 )
 def test_an_inconsistent_job_cannot_be_constructed(impossible: dict[str, Any]) -> None:
@@ -268,8 +268,8 @@ class JobMachine(RuleBasedStateMachine):
             assert len(self.job.artifact.sha256) == 64
 
     @invariant()
-    def a_final_state_was_announced(self) -> None:
-        assert not self.job.is_terminal or self.job.announcements > 0
+    def the_backend_was_notified_of_a_final_state(self) -> None:
+        assert not self.job.is_terminal or self.job.notifications > 0
 
     @invariant()
     def at_most_one_outcome(self) -> None:

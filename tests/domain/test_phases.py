@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from domain.events import AnnouncementBegun
+from domain.events import NotificationBegan
 from domain.failure import Failure, FailureCode
 from domain.job import JobState, TrainingJob, state_after
 from domain.location import Location
@@ -29,7 +29,7 @@ def test_every_event_of_a_job_has_the_state_of_the_job(failure: Failure | None) 
         lambda job: job.begin_training(PARAMETERS, 10),
         lambda job: job.finish_training(TrainingMetric(0.1, 2, 2)),
         lambda job: job.fail(failure) if failure else job.store(Artifact(AT, "ab", 3)),
-        lambda job: job.begin_announcement(),
+        lambda job: job.begin_notification(),
         lambda job: job.finish(),
     ]
     job = TrainingJob(task_id="a", style_id=1)
@@ -41,4 +41,4 @@ def test_every_event_of_a_job_has_the_state_of_the_job(failure: Failure | None) 
 
 
 def test_a_job_left_to_announce_is_announcing_from_its_first_event() -> None:
-    assert state_after(AnnouncementBegun(task_id="a", style_id=1, call=2)) is JobState.ANNOUNCING
+    assert state_after(NotificationBegan(task_id="a", style_id=1, call=2)) is JobState.NOTIFYING

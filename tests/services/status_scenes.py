@@ -20,7 +20,6 @@ from adapters.status_page.state import WorkerState
 from application.event_bus import EventBus, LeaseWritten
 from application.settlement import Ack, Requeue, RetryLater
 from domain.events import (
-    AnnouncementBegun,
     ArtifactStored,
     CheckpointSaved,
     FailureRecorded,
@@ -28,6 +27,7 @@ from domain.events import (
     JobFailed,
     JobInterrupted,
     JobStarted,
+    NotificationBegan,
     PreviewsDrawn,
     ProgressMade,
     TrainingBegan,
@@ -158,7 +158,7 @@ class Scene:
         if previews:
             self.draw(style_id, 200)
         self.publish(ArtifactStored(**ids(style_id), artifact=ARTIFACT))
-        self.publish(AnnouncementBegun(**ids(style_id), call=1))
+        self.publish(NotificationBegan(**ids(style_id), call=1))
         self.publish(JobCompleted(**ids(style_id), artifact=ARTIFACT))
         self.publish(settled(task(style_id), Ack()))
 
@@ -174,7 +174,7 @@ class Scene:
         """The job fails."""
         failure = Failure(code, message)
         self.publish(FailureRecorded(**ids(style_id), failure=failure))
-        self.publish(AnnouncementBegun(**ids(style_id), call=1))
+        self.publish(NotificationBegan(**ids(style_id), call=1))
         self.publish(JobFailed(**ids(style_id), failure=failure))
         self.publish(settled(task(style_id), Ack()))
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from domain.events import (
-    AnnouncementBegun,
     ArtifactStored,
     CheckpointSaved,
     Event,
     FailureRecorded,
     JobStarted,
+    NotificationBegan,
     ProgressMade,
     TrainingFinished,
 )
@@ -29,7 +29,7 @@ TURNS: tuple[type[Event], ...] = (
     TrainingFinished,
     ArtifactStored,
     FailureRecorded,
-    AnnouncementBegun,
+    NotificationBegan,
 )
 """Events after which a disturbance does most harm."""
 UNENDING = float("inf")

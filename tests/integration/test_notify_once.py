@@ -1,4 +1,4 @@
-"""A completion is announced once, also if the response is late or the worker is lost."""
+"""The backend is notified once, also if its response is late or the worker is lost."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def stored_job() -> JobRecord:
     return record
 
 
-def announce(notifier: WebhookNotifier, record: JobRecord) -> None:
+def notify(notifier: WebhookNotifier, record: JobRecord) -> None:
     notify_outcome = OutcomeNotifier(
         notifier=notifier, clock=SystemClock(), random=lambda: 1.0, first_pause=0.05
     )
@@ -81,7 +81,7 @@ def test_a_late_response_leads_to_one_notification(
     backend: BackendProcess, notifier: WebhookNotifier
 ) -> None:
     backend.misbehave(LATE)
-    announce(notifier, stored_job())
+    notify(notifier, stored_job())
     assert len(backend.final) == 1
 
 
@@ -89,9 +89,9 @@ def test_a_worker_lost_between_commit_and_response_leads_to_one_notification(
     backend: BackendProcess, notifier: WebhookNotifier
 ) -> None:
     lost = stored_job()
-    lost.apply(lost.job.begin_announcement())
+    lost.apply(lost.job.begin_notification())
     notifier.completed(TASK_ID, 7, ARTIFACT, METRIC)
-    announce(notifier, lost)
+    notify(notifier, lost)
     assert len(backend.final) == 1
 
 
@@ -100,8 +100,8 @@ def test_the_completion_of_an_earlier_task_is_not_taken_for_this_ones(
 ) -> None:
     notifier.completed(EARLIER_TASK, 7, ARTIFACT, METRIC)
     lost = stored_job()
-    lost.apply(lost.job.begin_announcement())
-    announce(notifier, lost)
+    lost.apply(lost.job.begin_notification())
+    notify(notifier, lost)
     assert [call.idempotency_key for call in backend.final] == [
         f"{EARLIER_TASK}:complete",
         f"{TASK_ID}:complete",
@@ -123,6 +123,6 @@ def test_without_a_status_of_the_style_the_call_is_repeated(
     backend: BackendProcess, notifier: WebhookNotifier, style: Fault
 ) -> None:
     backend.misbehave(Fault("reset_before"), style, kinds=("complete", "style"))
-    announce(notifier, stored_job())
+    notify(notifier, stored_job())
     assert [call.accepted for call in backend.final] == [True]
     assert len([call for call in backend.calls if call.kind == "complete"]) == 2
