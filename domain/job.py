@@ -117,9 +117,7 @@ class TrainingJob:
         if self.state in {JobState.FAILED, JobState.CANCELLED} and self.failure is None:
             raise ValueError(f"a {self.state} job has a failure")
         if self.state is JobState.NOTIFYING and (self.artifact is None) == (self.failure is None):
-            raise ValueError(
-                "a notifying job has either an artifact or a failure"
-            )
+            raise ValueError("a notifying job has either an artifact or a failure")
 
     @property
     def ids(self) -> _Ids:

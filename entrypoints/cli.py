@@ -9,12 +9,11 @@ import gc
 import logging
 import os
 import re
-import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from io import TextIOWrapper
+from io import BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -116,12 +115,9 @@ def run_command(
         print(str(interrupt) or "interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in {errno.EPIPE, *_DISK_FULL}:
-            gone = _is_reader_gone()
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
             # Python flushes the rest of the output once more at the exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if gone:
-                return EXIT_FAILED
+            _discard(sys.stdout.fileno())
         if arguments.debug:
             lines = "".join(traceback.format_exception(error)).splitlines()
             print("\n".join(map(printable, lines)), file=sys.stderr)
@@ -137,16 +133,46 @@ def run_command(
 
 
 def _prepare_streams() -> None:
-    """Connect closed standard streams to the null device, and escape what cannot be encoded.
+    """Let no standard stream end a command: it may be closed, lose its reader, such as `head`, or
+    be unable to encode a file's name.
 
     Python leaves a closed stream as None, and the system gives its number to the next opened file.
-    With a locale other than UTF-8, a file's name or a prompt would end the command.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - stays open
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as Python does for standard error
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, TextIOWrapper) and stream is getattr(sys, f"__{name}__"):
+            setattr(sys, name, _reopened(stream))
+
+
+def _reopened(stream: TextIOWrapper) -> TextIOWrapper:
+    return TextIOWrapper(
+        BufferedWriter(_Output(stream.fileno(), "w", closefd=False)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering or stream.write_through,
+    )
+
+
+class _Output(FileIO):
+    """A file that discards its output once the reader of its pipe has ended: a training of hours
+    should not end with it."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            _discard(self.fileno())
+            return super().write(data)
+
+
+def _discard(stream: int) -> None:
+    """Connect a stream, given by its number, to the null device."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def _require_unicode(arguments: argparse.Namespace, parser: CommandParser) -> None:
@@ -156,13 +182,6 @@ def _require_unicode(arguments: argparse.Namespace, parser: CommandParser) -> No
         texts = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(text, str) and re.search("[\ud800-\udfff]", text) for text in texts):
             parser.error(f"argument {option_of(name)}: it is not UTF-8; give it in UTF-8")
-
-
-def _is_reader_gone() -> bool:
-    """Whether the reader of standard output, such as `head`, has ended."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    return bool(poll.poll(0))
 
 
 def with_dashes(argv: Sequence[str]) -> list[str]:

@@ -31,6 +31,19 @@ from entrypoints.cli import CommandParser, run_command
 sys.exit(run_command(CommandParser("x"), lambda _: print("x") or 0, []))
 """
 
+PRINTING_TO_BOTH = """
+import sys
+from entrypoints.cli import CommandParser, run_command
+
+def carry_out(arguments):
+    for _ in range(3):
+        print("x", flush=True)
+        print("x", file=sys.stderr)
+    return 7
+
+sys.exit(run_command(CommandParser("x"), carry_out, []))
+"""
+
 COMMANDS = {"train": train.main, "worker": worker.main, "submit": submit.main}
 
 
@@ -113,19 +126,22 @@ def test_a_defect_of_an_unattended_command_is_logged(
     assert "in carry_out" in caplog.text
 
 
-def test_a_closed_output_pipe_is_no_defect() -> None:
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("options", [[], ["-u"]])
+def test_a_command_outlives_the_reader_of_its_output(stream: str, options: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-c", PRINTING],
+        [sys.executable, *options, "-c", PRINTING_TO_BOTH],
         cwd=ROOT,
-        stdout=writer,
-        stderr=subprocess.PIPE,
+        stdout=writer if stream == "stdout" else subprocess.PIPE,
+        stderr=writer if stream == "stderr" else subprocess.PIPE,
         timeout=60,
         check=False,
     )
     os.close(writer)
-    assert (done.returncode, done.stderr) == (1, b"")
+    assert done.returncode == 7, done
+    assert (done.stderr if stream == "stdout" else done.stdout) == b"x\n" * 3
 
 
 def test_several_wrong_settings_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:

@@ -152,6 +152,7 @@ def main() -> None:
         open(number, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115 - as above
         for number in (1, 2)
     )
+    sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc]  # as in a new process
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
