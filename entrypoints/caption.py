@@ -54,6 +54,7 @@ def _caption(arguments: argparse.Namespace) -> int:
     from entrypoints.local_run import IMAGES, MAX_LOCAL_BYTES, inspect
     from entrypoints.models import load_captioner
     from entrypoints.settings import load_settings
+    from entrypoints.shutdown import exit_at_once, signals_handled
 
     check_device(arguments.device)
     settings = load_settings(options=arguments)
@@ -75,7 +76,8 @@ def _caption(arguments: argparse.Namespace) -> int:
     if not without:
         print("every image has a caption")
         return 0
-    captioner = load_captioner(settings, choose_devices(settings)[0])
+    with signals_handled(exit_at_once):
+        captioner = load_captioner(settings, choose_devices(settings)[0])
     assert captioner is not None  # a model is configured
     # Images whose names differ only in the extension share a caption file.
     images_of = {(folder / image.name).with_suffix(".txt"): image for image in without}

@@ -31,6 +31,12 @@ def signals_handled(handler: Callable[[int, FrameType | None], None]) -> Iterato
             signal.signal(number, before)
 
 
+def exit_at_once(number: int, _frame: FrameType | None) -> None:
+    """Handle a signal while large libraries are imported: an import may swallow an exception."""
+    os.write(2, b"interrupted\n")
+    os._exit(128 + number)
+
+
 @contextmanager
 def graceful_shutdown(stop: StopSignal, shutdown_timeout: float) -> Iterator[None]:
     """While open, the first signal sets ``stop`` and starts the timeout.

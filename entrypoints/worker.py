@@ -75,9 +75,10 @@ def _work(arguments: argparse.Namespace) -> int:
     from entrypoints.connections import queue_place
     from entrypoints.logs import start_cloudwatch, start_sentry
     from entrypoints.models import import_libraries
-    from entrypoints.shutdown import graceful_shutdown
+    from entrypoints.shutdown import exit_at_once, graceful_shutdown, signals_handled
 
-    import_libraries()
+    with signals_handled(exit_at_once):
+        import_libraries()
     # The check prints each problem itself; its log would repeat them.
     level = "ERROR" if arguments.check else settings.log_level
     logs = start_logging(

@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from application.stop_signal import StopReason, StopSignal
 from entrypoints.exit_codes import EXIT_SHUTDOWN_TIMEOUT
 from entrypoints.shutdown import SIGNALS, graceful_shutdown
-from tests.services.commands import ROOT
+from tests.services.commands import ROOT, environment
 from tests.services.waiting import eventually
 
 PROGRAM = """
@@ -47,6 +48,38 @@ def started(timeout: float, hearing: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.communicate()
+
+
+WORKER_THAT_LOADS = """
+import os, sys
+from entrypoints import models, worker
+
+def swallowing_imports():
+    try:
+        os.kill(os.getpid(), int(sys.argv[1]))
+    except KeyboardInterrupt:
+        print("swallowed")
+
+models.import_libraries = swallowing_imports
+worker.main([])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_libraries_are_imported_ends_the_worker_at_once(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER_THAT_LOADS, str(int(number))],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    ended = (done.returncode, done.stdout, done.stderr)
+    assert ended == (128 + number, "", "interrupted\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
