@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from adapters.images.folder import find_images, passed_over
@@ -140,6 +142,14 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(build_parser(), _run, argv)
 
 
+def command() -> NoReturn:
+    """Run the command and exit, even while the base model is still being loaded on its thread."""
+    code = main()
+    with suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)  # ``sys.exit`` would wait for the thread
+
+
 class _Parser(CommandParser):
     """A parser that prints errors as JSON with ``--json``."""
 
@@ -267,4 +277,4 @@ def _print_notes(container: Container, notes: Iterable[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +144,40 @@ def test_a_command_outlives_the_reader_of_its_output(stream: str, options: list[
     os.close(writer)
     assert done.returncode == 7, done
     assert (done.stderr if stream == "stdout" else done.stdout) == b"x\n" * 3
+
+
+def test_ctrl_c_while_a_command_is_imported_prints_nothing() -> None:
+    program = "import entrypoints, signal; signal.raise_signal(signal.SIGINT)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60, check=False
+    )
+    ended = (done.returncode, done.stdout, done.stderr)
+    assert ended == (-signal.SIGINT, b"", b"")  # a shell shows 130
+
+
+LOADING = """
+import threading
+from entrypoints import train
+
+start = train.in_background
+train.in_background = lambda call: start(threading.Event().wait)
+train.command()
+"""
+
+
+def test_a_rejected_train_command_does_not_wait_for_the_base_model(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING, str(tmp_path), "--out", str(tmp_path / "out"), "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "no usable image" in done.stderr
+    assert json.loads(done.stdout)["result"] == "refused"
 
 
 def test_several_wrong_settings_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
