@@ -11,6 +11,7 @@ from application.event_bus import WorkerEvent
 from domain.events import (
     ArtifactStored,
     CheckpointSaved,
+    Event,
     FailureRecorded,
     JobInterrupted,
     JobStarted,
@@ -21,6 +22,7 @@ from domain.events import (
     TrainingBegan,
     TrainingFinished,
 )
+from domain.job import JobState, state_after
 from domain.progress import Progress
 from domain.results import CheckpointRef
 
@@ -39,15 +41,24 @@ class ProgressDisplay:
         self._report = f"{'drawing previews and ' if with_previews else ''}writing the report"
         self._bar: bars.Progress | None = None
         self._tenths = -1
+        self._state = JobState.QUEUED
         self._checkpoint: CheckpointRef | None = None
 
     def stopping(self) -> None:
         """Print the effect of the first Ctrl-C."""
-        text = "stopping: saving a checkpoint; press Ctrl-C again to exit immediately"
-        say(self._console, text, "yellow")
+        match self._state:
+            case JobState.TRAINING:
+                effect = "stopping: saving a checkpoint"
+            case JobState.UPLOADING | JobState.NOTIFYING | JobState.COMPLETED:
+                effect = "stopping: the style is stored, its report is left out"
+            case _:
+                effect = "stopping"
+        say(self._console, f"{effect}; press Ctrl-C again to exit immediately", "yellow")
 
     def how_to_continue(self) -> str:
         """How to continue after the second Ctrl-C, which saves no checkpoint."""
+        if self._state in {JobState.NOTIFYING, JobState.COMPLETED}:
+            return "run the same command to write the report"
         if self._checkpoint is None:
             return "no checkpoint is stored yet: run the same command to start over"
         return f"run the same command to resume from epoch {self._checkpoint.epoch}"
@@ -60,6 +71,8 @@ class ProgressDisplay:
 
     def __call__(self, event: WorkerEvent) -> None:
         """Update the display."""
+        if isinstance(event, Event):
+            self._state = state_after(event) or self._state
         match event:
             case JobStarted(resumed_from=checkpoint):
                 self._checkpoint = checkpoint

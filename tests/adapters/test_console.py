@@ -99,11 +99,12 @@ INTERRUPTED = JobInterrupted(task_id=TASK, style_id=7, reason="its worker\nshut 
 SAVED = CheckpointSaved(task_id=TASK, style_id=7, checkpoint=CHECKPOINT)
 STORED = ArtifactStored(task_id=TASK, style_id=7, artifact=ARTIFACT)
 TOLD = NotificationBegan(task_id=TASK, style_id=7, call=1)
+COMPLETED = JobCompleted(task_id=TASK, style_id=7, artifact=ARTIFACT)
 OTHERS = [
     SAVED,
     STORED,
     TOLD,
-    JobCompleted(task_id=TASK, style_id=7, artifact=ARTIFACT),
+    COMPLETED,
     JobFailed(task_id=TASK, style_id=7, failure=FAILURE),
     SlotAwaited(task_id=TASK, style_id=7),
 ]
@@ -280,7 +281,26 @@ def test_an_interrupt_explains_its_effect_and_that_of_a_second_one() -> None:
         assert "to start over" in display.how_to_continue()
         display(SAVED)
         assert "to resume from epoch 20" in display.how_to_continue()
-    assert "saving a checkpoint" in file.getvalue()
+    assert "stopping: saving a checkpoint; press" in file.getvalue()
+
+
+def test_an_interrupt_after_the_training_says_that_the_report_is_left_out() -> None:
+    console, file = pipe()
+    with ProgressDisplay(console) as display:
+        for event in (began(), SAVED, FINISHED, STORED, TOLD, COMPLETED):
+            display(event)
+        display.stopping()
+        assert display.how_to_continue() == "run the same command to write the report"
+    text = "stopping: the style is stored, its report is left out; press Ctrl-C again"
+    assert text in file.getvalue()
+
+
+def test_an_interrupt_before_the_training_promises_no_checkpoint() -> None:
+    console, file = pipe()
+    with ProgressDisplay(console) as display:
+        display(started())
+        display.stopping()
+    assert file.getvalue() == "stopping; press Ctrl-C again to exit immediately\n"
 
 
 def test_the_length_of_the_bar_is_the_progress(monkeypatch: pytest.MonkeyPatch) -> None:
