@@ -82,7 +82,9 @@ def test_a_queue_with_other_arguments_is_reported_with_a_remedy(
     options: RabbitOptions, queue: RabbitQueue, raw: BlockingChannel
 ) -> None:
     raw.queue_declare(options.queue, durable=True, arguments={"x-max-length": 5})
-    with pytest.raises(QueueUnavailable, match=r"correct the queue's name.*x-max-length") as raised:
+    with pytest.raises(
+        QueueUnavailable, match=r"correct the queue's name.*x-max-length"
+    ) as raised:
         queue.publish(b"{}")
     assert "delete" not in str(raised.value), "tasks wait there"
 
