@@ -113,8 +113,8 @@ def _other_queue(text: str, options: RabbitOptions) -> str:
     if f"queue '{options.queue}'" in text:
         return (
             f"queue {options.queue!r} was declared with arguments, and the backend and the worker "
-            "declare it without: correct the queue's name, or move the messages to a queue without "
-            "arguments"
+            "declare it without: correct the queue's name, or move the messages to a queue "
+            "without arguments"
         )
     return (
         "one of the worker's own queues was declared with other arguments: delete it when it is "
