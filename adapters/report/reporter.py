@@ -13,9 +13,14 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from adapters.report.companions import companion_files
-from adapters.report.curves import curves_in_words, has_gradients, plot_curves
-from adapters.report.preview_grid import draw_previews
-from adapters.report.score_curves import plot_scores, scores_in_words
+from adapters.report.drawings import (
+    curves_in_words,
+    draw_previews,
+    has_gradients,
+    plot_curves,
+    plot_scores,
+    scores_in_words,
+)
 from application.ports import ReportFile
 from domain.buckets import bucket_of, cut_off
 from domain.image import TrainingImage

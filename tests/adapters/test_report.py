@@ -9,10 +9,8 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from adapters.report.curves import curves_in_words, plot_curves
-from adapters.report.preview_grid import draw_previews
+from adapters.report.drawings import curves_in_words, draw_previews, plot_curves, plot_scores
 from adapters.report.reporter import THUMBNAIL_PIXELS, HtmlReporter
-from adapters.report.score_curves import plot_scores
 from domain.image import ImageFacts, ImageSet, RejectedImage, TrainingImage
 from domain.location import Location
 from domain.loss_curve import EpochRecord
