@@ -95,8 +95,8 @@ def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> I
         if settings.has_object_store:
             yield ConsoleNotifier(console)
         else:
-            folder = settings.storage_folder
-            yield ConsoleNotifier(console, lambda at: folder / at.bucket / at.key)
+            bucket = settings.models.name
+            yield ConsoleNotifier(console, {bucket: settings.storage_folder / bucket})
         return
     from adapters.webhook.notifier import Bodies, WebhookNotifier
     from adapters.webhook.options import WebhookOptions

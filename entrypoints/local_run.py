@@ -31,11 +31,11 @@ from adapters.images.thumbnail import thumbnail
 from adapters.logs.setup import start_logging
 from adapters.report.reporter import HtmlReporter
 from application.fetch_images import fetch_images
+from application.job_store import StorageKeys
 from application.lease import LeaseTerms
 from application.ports import BlobMissing, BlobStore, ImageInspector
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
 from application.stop_signal import StopReason, StopSignal
-from application.storage_keys import StorageKeys
 from application.worker_config import WorkerConfig
 from domain.captions import caption_suffixes
 from domain.errors import UserError
@@ -163,7 +163,7 @@ def build_container(
         blobs=FileBlobStore({IMAGES: arguments.images, OUT: out}, read_only=(IMAGES,)),
         load_lora=providers.Object(lambda _: initial),
         reporter=HtmlReporter(decode, companions=True),
-        notifier=ConsoleNotifier(console, lambda at: out / at.key),
+        notifier=ConsoleNotifier(console, {OUT: out}),
         events=ProgressDisplay(console, with_previews=settings.preview_share > 0),
     )
     if arguments.preview_steps is not None:

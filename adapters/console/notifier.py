@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Mapping
+from pathlib import Path
 
 from rich.console import Console
 
 from adapters.common.event_texts import outcome, position
 from adapters.common.text import say
 from domain.failure import Failure
-from domain.location import Location
 from domain.progress import Progress
 from domain.results import Artifact, TrainingMetric
 
@@ -22,12 +22,12 @@ class ConsoleNotifier:
 
     Args:
         console: prints the line.
-        where: formats a location for display, such as a path for a file.
+        folders: the folders of buckets. Weights in one of them are shown as a path.
     """
 
-    def __init__(self, console: Console, where: Callable[[Location], object] = str) -> None:
+    def __init__(self, console: Console, folders: Mapping[str, Path] | None = None) -> None:
         self._console = console
-        self._where = where
+        self._folders = folders or {}
 
     def progress(self, style_id: int, progress: Progress) -> None:
         """Log at debug level; ``ProgressDisplay`` shows the progress."""
@@ -38,8 +38,10 @@ class ConsoleNotifier:
     ) -> None:
         """Print where the weights are."""
         log.debug("task %s is completed", task_id)
-        text = f"style {style_id} is ready: {self._where(artifact.location)}"
-        say(self._console, f"{text} ({outcome(metric)})", "green")
+        at = artifact.location
+        where = self._folders[at.bucket] / at.key if at.bucket in self._folders else at
+        text = f"style {style_id} is ready: {where} ({outcome(metric)})"
+        say(self._console, text, "green")
 
     def failed(self, task_id: str, style_id: int, failure: Failure) -> None:
         """Print why the job failed."""

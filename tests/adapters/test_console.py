@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -150,7 +151,7 @@ def test_a_finished_style_is_shown_beside_the_base_with_its_epoch() -> None:
 
 def test_the_path_is_printed_as_the_caller_gave_it() -> None:
     console, file = pipe()
-    notifier = ConsoleNotifier(console, where=lambda location: f"my  [out]/{location.key}")
+    notifier = ConsoleNotifier(console, {ARTIFACT.location.bucket: Path("my  [out]")})
     notifier.completed("task", 7, ARTIFACT, METRIC)
     assert "ready: my  [out]/models/style_7.safetensors (" in file.getvalue()
 
