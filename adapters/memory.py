@@ -99,10 +99,6 @@ class ManualClock:
         """Seconds since the start."""
         return self._elapsed
 
-    def sleep(self, seconds: float) -> None:
-        """Advance."""
-        self.advance(seconds)
-
     def advance(self, seconds: float) -> None:
         """Let ``seconds`` pass, and call due timers at their times, in order."""
         target = self._elapsed + max(0.0, seconds)
@@ -115,6 +111,8 @@ class ManualClock:
                     return
                 timer.due += timer.period
             timer.fire()
+
+    sleep = advance
 
     def jump(self, seconds: float) -> None:
         """Set only the wall clock forward or back."""

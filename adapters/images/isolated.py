@@ -58,21 +58,18 @@ class IsolatedInspector:
     def inspect(self, data: bytes, resolution: int, stop: StopSignal) -> PreparedImage:
         """See ``ImageInspector``."""
         for _ in range(2):  # the system may have killed it because others used the memory
-            with suppress(_ChildLost):
-                return self._inspect(data, resolution, stop)
+            with suppress(_ChildLost), self._child(stop) as child:
+                child.send(str(resolution).encode(), data)
+                needed = self._ask(child, stop)["decoding_bytes"]
+                with self._memory.reserved(needed, stop):
+                    child.send(GO_AHEAD)
+                    facts = self._ask(child, stop)["facts"]
+                    pixels = child.receive(time.monotonic() + self._seconds, stop)
+                    if needed >= _LARGE:
+                        child.end()
+                facts["notes"] = tuple(facts["notes"])
+                return PreparedImage(ImageFacts(**facts), pixels)
         raise ImageRejected("the decoder crashed on it; please export it again")
-
-    def _inspect(self, data: bytes, resolution: int, stop: StopSignal) -> PreparedImage:
-        with self._child(stop) as child:
-            child.send(str(resolution).encode(), data)
-            needed = self._ask(child, stop)["decoding_bytes"]
-            with self._memory.reserved(needed, stop):
-                child.send(GO_AHEAD)
-                facts = self._ask(child, stop)["facts"]
-                pixels = child.receive(time.monotonic() + self._seconds, stop)
-                if needed >= _LARGE:
-                    child.end()
-        return PreparedImage(ImageFacts(**facts | {"notes": tuple(facts["notes"])}), pixels)
 
     def _ask(self, child: _Child, stop: StopSignal) -> dict[str, Any]:
         message: dict[str, Any] = json.loads(child.receive(time.monotonic() + self._seconds, stop))
