@@ -25,12 +25,7 @@ def caption_images(
     """Return the images, with ``generated_caption`` where an image has no caption of its own.
 
     The job's stored captions are used if there are any; otherwise ``captioner`` makes them, and
-    they are stored.
-
-    Raises:
-        RecordDamaged: the stored captions cannot be decoded.
-        Stopped: ``stop`` was set.
-        TrainerBroken: the device failed.
+    they are stored. Raises as ``Captioner.describe`` and ``JobStore.captions``.
     """
     without = [image for image in images.usable if image.caption is None]
     if not without:
@@ -54,11 +49,8 @@ def caption_images(
 def make_captions(
     images: list[TrainingImage], captioner: Captioner, keep_style_words: bool, stop: StopSignal
 ) -> dict[str, str]:
-    """Make a caption for each image, and return them by the images' hashes.
-
-    Raises:
-        Stopped: ``stop`` was set.
-        TrainerBroken: the device failed.
+    """Make a caption for each image, and return them by the images' hashes. Raises as
+    ``Captioner.describe``.
     """
     made = {}
     described = captioner.describe([image.data for image in images], stop)

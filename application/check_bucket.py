@@ -45,10 +45,8 @@ def check_bucket(blobs: BlobStore, probe: Location, *, write: bool) -> str:
 
 
 def check_conditions(blobs: BlobStore, probe: Location) -> None:
-    """Try writes whose conditions hold, and writes whose conditions do not.
-
-    Raises:
-        UnfitStore, BlobDenied, BlobUnavailable: as ``check_bucket``.
+    """Try writes whose conditions hold, and writes whose conditions do not. Raises as
+    ``check_bucket``.
     """
     try:
         _write(blobs, probe)

@@ -20,10 +20,8 @@ class CheckpointStorage:
     """Uploads one run's checkpoints, one at a time, then writes each to the job's record.
 
     Uploads run on the executor; the record is written in the calling thread. While the store is
-    unavailable, training continues and checkpoints are skipped.
-
-    Args:
-        executor: runs the uploads.
+    unavailable, training continues and checkpoints are skipped. ``begin`` and ``finish`` raise
+    ``LeaseLost`` if another worker has the job, and ``BlobDenied`` if the upload was denied.
     """
 
     def __init__(self, store: JobStore, record: JobRecord, executor: Executor) -> None:
@@ -41,10 +39,6 @@ class CheckpointStorage:
 
         Args:
             with_style: also store the current weights, so that users can choose an earlier epoch.
-
-        Raises:
-            LeaseLost: another worker has the job.
-            BlobDenied: the store denied the previous upload.
         """
         self.finish()
         began = self._clock.monotonic()
@@ -76,9 +70,6 @@ class CheckpointStorage:
 
         Returns:
             False if the upload has not ended within ``timeout``.
-
-        Raises:
-            LeaseLost, BlobDenied: as ``begin``.
         """
         if self._pending is None:
             return True
@@ -95,11 +86,8 @@ class CheckpointStorage:
         return True
 
     def try_to_finish(self, timeout: float = math.inf) -> None:
-        """Like ``finish``, for use while another error is handled: exceptions are logged, so that
-        they do not replace that error.
-
-        Args:
-            timeout: as ``finish``.
+        """Like ``finish``, while another error is handled: exceptions are logged, so that they do
+        not replace that error.
         """
         try:
             self.finish(timeout)

@@ -76,7 +76,7 @@ class FencedBlob:
         """Of the version that the next write replaces; None if there is none."""
 
     def read(self, decode: Callable[[Any], T]) -> T | None:
-        """Return the decoded record, or None; later writes are conditional on this state.
+        """Like ``read_json``; later writes are conditional on this state.
 
         Raises:
             RecordDamaged: as ``read_json``, or the revision is missing.
@@ -113,6 +113,10 @@ class FencedBlob:
             self._in_doubt.append(data)
             raise
         self._in_doubt.clear()
+
+    def delete(self) -> None:
+        """Delete the blob, whoever wrote it."""
+        self._blobs.delete(self.at)
 
     def _get(self) -> bytes | None:
         found = _fetch(self._blobs, self.at)

@@ -34,12 +34,7 @@ class JobStatus:
 
 
 def job_status(task_id: str, store: JobStore) -> JobStatus:
-    """Read the status of a task.
-
-    Raises:
-        RecordNewer, RecordDamaged: the record cannot be decoded.
-        Unavailable, BlobDenied: the store cannot be read.
-    """
+    """Read the status of a task. Raises as ``JobStore``."""
     rejection = store.rejection(task_id)
     record = None if rejection is None else store.read_job(rejection.get("record", task_id))
     return JobStatus(

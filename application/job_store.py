@@ -1,4 +1,4 @@
-"""The store of jobs: writes and reads every blob that a worker keeps for a job."""
+"""The store of jobs: every blob that a worker keeps for a job, and its key."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from functools import partial
 from typing import Any
 
-from application.event_bus import EventSink, LeaseWritten
+from application.event_bus import EventSink
 from application.fenced_blob import MAX_RECORD_BYTES, FencedBlob, RecordDamaged, read_json
 from application.journal import JobRecord, read_record
 from application.lease import Lease, LeaseTerms, lease_owner
@@ -29,16 +28,6 @@ from application.ports import (
     ReportFile,
     Unavailable,
 )
-from application.storage_keys import (
-    CANCELLATION,
-    CAPTIONS,
-    JOBS,
-    JOURNAL,
-    LEASE,
-    REJECTION,
-    TASK,
-    StorageKeys,
-)
 from domain.errors import UserError
 from domain.job import TrainingJob
 from domain.location import Bucket, Location
@@ -51,8 +40,84 @@ MAX_CHECKPOINT_BYTES = 4 * 1024**3
 """Exceeds a checkpoint of the highest rank on all layers, including the optimizer's state."""
 MAX_PREVIEW_BYTES = 64 * 1024**2
 """Exceeds one PNG at the largest resolution."""
+MODELS = "models/"
+"""Key prefix of finished styles."""
+JOBS = "jobs/"
+"""Key prefix of job data."""
+JOURNAL = "journal.json"
+"""The job's durable record."""
+TASK = "task.json"
+"""The request of the first message with the task's id."""
+LEASE = "lease.json"
+CAPTIONS = "captions.json"
+"""Generated captions."""
+CANCELLATION = "cancel.json"
+"""The request to cancel the job; absent unless one was made."""
+REJECTION = "rejected.json"
+"""The reason why a message with the task id was rejected."""
 _PREVIEWS = "previews/epoch_"
 """Beginning of the names of previews at checkpoints, among the files of the report."""
+
+
+@dataclass(frozen=True)
+class StorageKeys:
+    """The keys of a job's blobs.
+
+    ``jobs/<task_id>/`` holds the request, the journal, the lease, a request to cancel, captions,
+    checkpoints and the styles of their epochs, the report with its previews, and the logs. The
+    inference server reads ``models/style_<style_id>.safetensors``, or a folder for each task in
+    ``models/style-<style_id>/``.
+    """
+
+    bucket: Bucket
+    """Bucket of all blobs except the weights."""
+    models: Bucket | None = None
+    """Bucket of the weights; None: the same bucket."""
+    report_prefix: str | None = None
+    """Key prefix of reports; None stores each next to its job's journal."""
+    weights_name: str | None = None
+    """Fixed name of the finished style, for a single run; None names each style by its id."""
+
+    def weights(self, style_id: int) -> Location:
+        """The finished style."""
+        name = self.weights_name or f"style_{style_id}"
+        return self._models.at(f"{MODELS}{name}.safetensors")
+
+    def weights_in_folder(self, style_id: int, task_id: str, name: str) -> Location:
+        """One file of the finished style's folder. Each task has its own folder, so that readers
+        never mix files of two trainings of a style."""
+        return self._models.at(f"{MODELS}style-{style_id}/{task_id}/{name}")
+
+    def is_weights(self, at: Location) -> bool:
+        """Whether this or another worker version may have stored a finished style there."""
+        return self._models == Bucket(at.bucket, at.scheme) and at.key.startswith(MODELS)
+
+    def job(self, task_id: str, name: str) -> Location:
+        """One of the job's files."""
+        return self.bucket.at(f"{JOBS}{task_id}/{name}")
+
+    def checkpoint(self, task_id: str, epoch: int, step: int) -> Location:
+        """A checkpoint. Numbers are zero-padded, so that listings are in order."""
+        return self.job(task_id, f"checkpoints/epoch_{epoch:05d}_step_{step:08d}.safetensors")
+
+    def epoch_style(self, task_id: str, epoch: int) -> Location:
+        """The weights at an epoch's checkpoint, for other programs."""
+        return self.job(task_id, f"styles/epoch_{epoch:05d}.safetensors")
+
+    def report(self, task_id: str, name: str) -> Location:
+        """One file of the job's report, or one of the previews at checkpoints beside it."""
+        if self.report_prefix is None:
+            return self.job(task_id, f"report/{name}")
+        return self.bucket.at(f"{self.report_prefix}{name}")
+
+    def recorded_task(self, at: Location) -> str | None:
+        """The task id of a journal's key; None for other keys."""
+        task_id = at.key.removeprefix(JOBS).rpartition("/")[0]
+        return task_id if task_id and at == self.job(task_id, JOURNAL) else None
+
+    @property
+    def _models(self) -> Bucket:
+        return self.models or self.bucket
 
 
 class TaskDiffers(UserError):
@@ -73,6 +138,8 @@ class JobStore:
     """The records, leases and files of jobs, in one bucket.
 
     Every call may raise ``Unavailable`` and ``BlobDenied`` unless its docstring says otherwise.
+    Calls that read JSON raise ``RecordDamaged`` if it cannot be decoded; those that read the job's
+    record also raise ``RecordNewer``.
     """
 
     blobs: BlobStore
@@ -87,11 +154,7 @@ class JobStore:
     # --- record and lease
 
     def open(self, fresh: TrainingJob) -> JobRecord:
-        """Open the job's record for writing; if none exists, start from ``fresh``.
-
-        Raises:
-            RecordNewer, RecordDamaged: the record cannot be used.
-        """
+        """Open the job's record for writing; if none exists, start from ``fresh``."""
         blob = FencedBlob(self.blobs, self.keys.job(fresh.task_id, JOURNAL))
         record = JobRecord(blob, self.worker, self.events, fresh, self.clock)
         record.load()
@@ -114,7 +177,6 @@ class JobStore:
 
         Raises:
             TaskDiffers: an earlier message with this id has a different request.
-            RecordDamaged: the recorded request cannot be decoded.
         """
         if job.style_id != task.style_id:  # version 0.1 recorded only the style id
             raise TaskDiffers(task.task_id, {"style_id": (job.style_id, task.style_id)})
@@ -138,11 +200,7 @@ class JobStore:
                 raise TaskDiffers(task.task_id, differences) from None
 
     def read_job(self, task_id: str) -> TrainingJob | None:
-        """Read the job's record; None if it has none.
-
-        Raises:
-            RecordNewer, RecordDamaged: the record cannot be used.
-        """
+        """Read the job's record; None if it has none."""
         return read_record(self.blobs, self.keys.job(task_id, JOURNAL))
 
     def recorded_tasks(self) -> Iterator[str]:
@@ -157,12 +215,8 @@ class JobStore:
 
     def lease(self, task_id: str) -> Lease:
         """The job's lease, not yet acquired."""
-
-        def report_write(at: datetime, error: Exception | None) -> None:
-            self.events(LeaseWritten(task_id=task_id, at=at, error=error))
-
-        at = self.keys.job(task_id, LEASE)
-        return Lease(self.blobs, at, self.worker, self.lease_terms, self.clock, report_write)
+        blob = FencedBlob(self.blobs, self.keys.job(task_id, LEASE))
+        return Lease(blob, task_id, self.worker, self.lease_terms, self.clock, self.events)
 
     def lease_owner(self, task_id: str) -> str | None:
         """The worker that holds the job's lease; None if the lease is free or expired."""
@@ -175,21 +229,13 @@ class JobStore:
         self._put_json(self.keys.job(task_id, REJECTION), dict(rejection))
 
     def rejection(self, task_id: str) -> dict[str, str] | None:
-        """Read why a message with this task id was rejected; None if none was.
-
-        Raises:
-            RecordDamaged: the stored rejection cannot be decoded.
-        """
+        """Read why a message with this task id was rejected; None if none was."""
         return self._texts(self.keys.job(task_id, REJECTION))
 
     # --- generated captions
 
     def captions(self, task_id: str) -> dict[str, str] | None:
-        """The captions made for the job's images, by the images' hashes; None if none were made.
-
-        Raises:
-            RecordDamaged: the stored captions cannot be decoded.
-        """
+        """The generated captions, by the images' hashes; None if none were made."""
         return self._texts(self.keys.job(task_id, CAPTIONS))
 
     def add_captions(self, task_id: str, made: Mapping[str, str]) -> dict[str, str]:
@@ -227,12 +273,7 @@ class JobStore:
         return CheckpointRef(at, checkpoint.epoch, checkpoint.step)
 
     def get_checkpoint(self, at: Location) -> bytes:
-        """Read a checkpoint's data.
-
-        Raises:
-            BlobMissing: the checkpoint was deleted.
-            BlobTooLarge: the blob is larger than any checkpoint.
-        """
+        """Read a checkpoint's data. Also raises ``BlobMissing`` and ``BlobTooLarge``."""
         return self.blobs.get(at, max_bytes=MAX_CHECKPOINT_BYTES).data
 
     def put_epoch_style(self, task_id: str, epoch: int, style: bytes) -> None:
@@ -240,12 +281,8 @@ class JobStore:
         self.blobs.put(self.keys.epoch_style(task_id, epoch), style)
 
     def prune(self, job: TrainingJob, keep: int | None) -> None:
-        """Delete the old checkpoints of a finished job, and their exported weights.
-
-        Raises nothing: blobs that cannot be deleted are kept.
-
-        Args:
-            keep: ``WorkerConfig.keep_checkpoints``.
+        """Delete the old checkpoints of a finished job, and their exported weights, as
+        ``WorkerConfig.keep_checkpoints`` says. Raises nothing: what cannot be deleted is kept.
         """
         if keep is None:
             return

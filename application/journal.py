@@ -34,7 +34,7 @@ _FLAGS = ("waits", "second_try")
 
 
 class RecordNewer(UserError):
-    """The record was written by a newer worker and contains something unknown."""
+    """The record was written by a newer worker version and contains something unknown."""
 
     def __init__(self, what: str) -> None:
         super().__init__(
@@ -65,12 +65,7 @@ class JobRecord:
         """Number of consecutive progress calls with a 404 response."""
 
     def load(self) -> None:
-        """Load the job from the record, if it exists.
-
-        Raises:
-            RecordNewer: the record was written by a newer worker version.
-            RecordDamaged: the record cannot be decoded.
-        """
+        """Load the job from the record, if it exists. Raises as ``read_record``."""
         self.job = self._blob.read(_decode) or self.job
 
     def apply(self, change: Change) -> None:
@@ -117,8 +112,7 @@ def read_record(blobs: BlobStore, at: Location) -> TrainingJob | None:
     """Read the job's record at ``at``; None if there is none.
 
     Raises:
-        RecordNewer: the record was written by a newer worker version.
-        RecordDamaged: the record cannot be decoded.
+        RecordNewer, RecordDamaged: the record cannot be used.
     """
     return read_json(blobs, at, _decode)
 

@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
+from application.event_bus import EventSink, LeaseWritten
 from application.fenced_blob import FencedBlob, RecordDamaged, Superseded, read_json
 from application.ports import BlobDenied, BlobStore, Clock, Unavailable
 from application.retry import retry, sleep
@@ -83,35 +85,32 @@ class _Record:
 class Lease:
     """One worker's claim to one job. Held between ``acquire`` and ``release``.
 
-    ``renew`` may be called from any thread.
-
-    Args:
-        report_write: called after each write, with its time and its error.
+    ``renew`` may be called from any thread. Each write is published as ``LeaseWritten``. Every
+    call may raise ``Unavailable`` and ``BlobDenied``.
     """
 
     def __init__(
         self,
-        blobs: BlobStore,
-        at: Location,
+        blob: FencedBlob,
+        task_id: str,
         owner: str,
         terms: LeaseTerms,
         clock: Clock,
-        report_write: Callable[[datetime, Exception | None], None],
+        events: EventSink,
     ) -> None:
-        self._blobs = blobs
-        self._blob = FencedBlob(blobs, at)
+        self._blob = blob
+        self._task_id = task_id
         self._owner = owner
         self._terms = terms
         self._clock = clock
-        self._report_write = report_write
+        self._events = events
         self._valid_until = -math.inf
         self._writing = threading.Lock()
 
     @property
     def is_valid(self) -> bool:
         """Whether no other worker can have the job. Becomes False if renewals fail, because other
-        workers may still reach the store.
-        """
+        workers may still reach the store."""
         return self._clock.monotonic() < self._valid_until
 
     def acquire(self, stop: StopSignal) -> None:
@@ -145,11 +144,10 @@ class Lease:
             raise LeaseLost(str(error)) from None
 
     def renew_if_due(self, stop: StopSignal) -> None:
-        """Renew the lease, unless it was renewed a moment ago.
+        """Renew the lease, unless it was renewed a moment ago; retry as ``retry`` does.
 
         Raises:
             LeaseLost: another worker has it.
-            Unavailable: the store stayed unavailable, as for ``retry``.
         """
         left = self._valid_until - self._clock.monotonic()
         if left < self._terms.takeover_delay - self._terms.renew_every / 4:
@@ -175,12 +173,12 @@ class Lease:
     def delete(self) -> None:
         """Delete the lease's blob after the job is finished."""
         try:
-            self._blobs.delete(self._blob.at)
+            self._blob.delete()
         except BlobDenied as error:
             log.warning("could not delete the lease of a finished job: %s", error)
 
     def _read(self) -> _Record | None:
-        """Read the record. A damaged record is treated as an expired lease."""
+        """A damaged record counts as an expired lease."""
         try:
             return self._blob.read(_Record.decode)
         except RecordDamaged as error:
@@ -213,10 +211,8 @@ class Lease:
             is_finished: called at the end; True deletes the lease of the finished job.
 
         Raises:
-            LeaseHeld: another worker has it.
-            Stopped: as ``acquire``.
-            Unavailable: the store cannot be reached, or at the end the lease of a finished job
-                could not be deleted.
+            LeaseHeld, Stopped: as ``acquire``.
+            Unavailable: also if the lease of a finished job could not be deleted at the end.
         """
 
         def renew() -> None:
@@ -239,11 +235,11 @@ class Lease:
         self._release_at_end(stop, is_finished())
 
     def _release_at_end(self, stop: StopSignal, is_finished: bool) -> None:
-        """Release the lease unless another worker has it."""
         if stop.reason is StopReason.LEASE_LOST:
             return
         try:
-            retry(lambda: self.release(delete=is_finished), self._clock, stop, self._terms.seconds)
+            release = partial(self.release, delete=is_finished)
+            retry(release, self._clock, stop, self._terms.seconds)
         except (Unavailable, BlobDenied) as error:
             if is_finished:
                 raise  # redeliver the message: its next worker deletes the lease
@@ -265,18 +261,14 @@ class Lease:
             except Exception as error:
                 if isinstance(error, Superseded):
                     self._valid_until = -math.inf
-                self._report_write(now, error)
+                self._events(LeaseWritten(task_id=self._task_id, at=now, error=error))
                 raise
             self._valid_until = began + self._terms.takeover_delay if owner else -math.inf
-            self._report_write(now, None)
+            self._events(LeaseWritten(task_id=self._task_id, at=now, error=None))
 
 
 def lease_owner(blobs: BlobStore, at: Location, now: datetime) -> str | None:
-    """The owner of the lease at ``at``; None if it is free, expired or damaged.
-
-    Raises:
-        Unavailable, BlobDenied: the store cannot be read.
-    """
+    """The owner of the lease at ``at``; None if it is free, expired or damaged."""
     try:
         found = read_json(blobs, at, _Record.decode)
     except RecordDamaged:

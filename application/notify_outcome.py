@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from application.journal import JobRecord
 from application.lease import Lease
@@ -51,7 +52,7 @@ class OutcomeNotifier:
         conditional: of two workers that both claim the job, one fails here.
 
         Args:
-            lease: the job's lease; renewed before each try for longer than it can take.
+            lease: renewed before each try for longer than it can take.
             stop: the worker's; once set, failed calls are not retried. A decided job ignores
                 cancellation.
 
@@ -87,9 +88,7 @@ class OutcomeNotifier:
                 break
         # If this is not recorded, the next attempt repeats the call. So retry without a limit and
         # ignore ``stop``: SHUTDOWN_TIMEOUT ends the process anyway.
-        retry(
-            lambda: record.apply(record.job.finish()), self.clock, StopSignal(), timeout=math.inf
-        )
+        retry(partial(record.apply, record.job.finish()), self.clock, StopSignal(), math.inf)
         return Ack()
 
     def _too_late(self, stop: StopSignal) -> bool:

@@ -53,8 +53,7 @@ class TrainingPlanner:
         Raises:
             ImagesDenied: access to all images is denied.
             TrainingFailed: too few images are usable, or the initial LoRA cannot be used.
-            Stopped: ``stop`` was set.
-            TrainerBroken: the device failed while it captioned images.
+            Stopped, TrainerBroken: as the inspector and the captioner.
         """
         requested, native = task.requested, trainer.native_resolution
         resolution = recorded.resolution if recorded else requested.named.get("resolution", native)

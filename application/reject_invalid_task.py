@@ -72,7 +72,7 @@ class RejectInvalidTask:
         return settlement if isinstance(settlement, Requeue) else rejected
 
     def _leave_note(self, job_id: str, error: InvalidTask, details: dict[str, str]) -> None:
-        """Store the rejection under the task id, if the message has one, for operators."""
+        """For operators who look up the task."""
         if error.task_id is None:
             return
         details["task_id"] = error.task_id

@@ -33,7 +33,7 @@ class AdmissionQueue:
         """Wait for a slot for a run with this batch key, and hold it while the context is open.
 
         Args:
-            batch_key: ``Trainer.batch_key``; a run whose key is None trains alone.
+            batch_key: ``Trainer.batch_key`` of the run.
             on_wait: called once if the run has to wait.
 
         Raises:

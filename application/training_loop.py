@@ -43,9 +43,6 @@ class TrainingLoop:
     ) -> None:
         """Run the remaining steps.
 
-        Args:
-            lease: the job's lease, held by this worker.
-
         Raises:
             Stopped: between two steps; on shutdown after storing a checkpoint.
             TrainingFailed: raised by the session.
@@ -91,7 +88,6 @@ class TrainingLoop:
             record.publish_times()
 
     def _step(self, session: TrainingSession, record: JobRecord, meter: Speedometer) -> StepReport:
-        """Run one step, and publish the progress."""
         first = "first step" not in record.seconds
         began = self.store.clock.monotonic()
         step = session.advance()

@@ -97,7 +97,6 @@ class WorkerLoop:
                 raise TrainerBroken(settlement.reason)
 
     def _process(self, delivery: Delivery, stop: StopSignal) -> Settlement:
-        """Run or reject the task of a message, and settle the message."""
         task: TrainingTask | InvalidTask
         try:
             task = self.parse(delivery.body)

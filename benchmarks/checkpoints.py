@@ -24,9 +24,8 @@ from adapters.filesystem import FileBlobStore
 from adapters.images.decode import decode
 from adapters.memory import InlineExecutor, MemoryNotifier
 from application.event_bus import WorkerEvent
-from application.job_store import JobStore
+from application.job_store import JobStore, StorageKeys
 from application.stop_signal import StopSignal
-from application.storage_keys import StorageKeys
 from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig
 from benchmarks.images import drawn_images

@@ -127,9 +127,8 @@ def _run(
 ) -> _Stopwatch:
     from adapters.clock import SystemClock
     from adapters.memory import MemoryBlobStore
-    from application.job_store import JobStore
+    from application.job_store import JobStore, StorageKeys
     from application.stop_signal import StopSignal
-    from application.storage_keys import StorageKeys
     from application.style_report import CheckpointPreviews
     from application.worker_config import WorkerConfig
     from domain.job import TrainingJob

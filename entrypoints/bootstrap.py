@@ -31,7 +31,7 @@ from adapters.status_page.previews import PreviewCache
 from adapters.status_page.state import WorkerState
 from application.circuit_breaker import CircuitBreaker
 from application.event_bus import EventBus
-from application.job_store import JobStore
+from application.job_store import JobStore, StorageKeys
 from application.lease import LeaseTerms
 from application.notify_outcome import OutcomeNotifier
 from application.plan_training import TrainingPlanner
@@ -40,7 +40,6 @@ from application.reject_invalid_task import RejectInvalidTask
 from application.run_training import RunTraining
 from application.slots import AdmissionQueue
 from application.stop_signal import StopSignal
-from application.storage_keys import StorageKeys
 from application.style_report import ReportWriter
 from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig

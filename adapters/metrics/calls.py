@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from prometheus_client import Counter, Histogram
 
 from adapters.metrics.instruments import Metrics, record_outcome, suppress_errors
+from application.job_store import JOBS, MODELS
 from application.ports import (
     Blob,
     BlobDenied,
@@ -25,7 +26,6 @@ from application.ports import (
     QueueUnavailable,
     Unavailable,
 )
-from application.storage_keys import JOBS, MODELS
 from domain.failure import Failure
 from domain.location import Bucket, Location
 from domain.progress import Progress

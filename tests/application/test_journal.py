@@ -11,14 +11,13 @@ import pytest
 from adapters.memory import MemoryBlobStore
 from application.event_bus import EventSink, WorkerEvent
 from application.fenced_blob import MAX_RECORD_BYTES, RecordDamaged
-from application.job_store import JobStore
+from application.job_store import JobStore, StorageKeys
 from application.journal import (
     RecordNewer,
     decode_job,
     encode_job,
     read_record,
 )
-from application.storage_keys import StorageKeys
 from domain.failure import Failure, FailureCode
 from domain.job import JobState, TrainingJob
 from domain.location import Bucket, Location

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from adapters.memory import MemoryNotifier, MemoryTrainer
+from application.job_store import StorageKeys
 from application.journal import encode_job
 from application.ports import (
     Blob,
@@ -21,7 +22,6 @@ from application.ports import (
 )
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater
 from application.stop_signal import StopReason, StopSignal
-from application.storage_keys import StorageKeys
 from domain.job import JobState, TrainingJob
 from domain.location import Bucket, Location
 from domain.parameters import RequestedParameters

@@ -13,11 +13,11 @@ from adapters.clock import SystemClock
 from adapters.memory import MemoryQueue, MemoryTrainer
 from adapters.schemas.task import TaskReader, encode_task
 from application.circuit_breaker import CircuitBreaker
+from application.job_store import StorageKeys
 from application.run_training import RunTraining
 from application.settlement import Ack, Settlement
 from application.slots import AdmissionQueue
 from application.stop_signal import StopReason, StopSignal
-from application.storage_keys import StorageKeys
 from application.worker_loop import WorkerLoop, WorkerPool
 from domain.location import Bucket
 from domain.task import TrainingTask

@@ -17,7 +17,7 @@ from adapters.memory import (
     MemoryTrainer,
 )
 from application.event_bus import MessageSettled, TaskReceived
-from application.job_store import JobStore
+from application.job_store import JobStore, StorageKeys
 from application.lease import Lease, LeaseTerms
 from application.notify_outcome import OutcomeNotifier
 from application.plan_training import TrainingPlanner
@@ -26,7 +26,6 @@ from application.run_training import RunTraining
 from application.settlement import Requeue, RetryLater, Settlement
 from application.slots import AdmissionQueue
 from application.stop_signal import StopSignal
-from application.storage_keys import StorageKeys
 from application.style_report import ReportWriter
 from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig

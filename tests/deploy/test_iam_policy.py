@@ -15,10 +15,10 @@ from moto.core import set_initial_no_auth_action_count
 from adapters.s3.options import MIB, S3Options
 from adapters.s3.store import S3BlobStore
 from application.check_bucket import check_bucket
+from application.job_store import StorageKeys
 from application.ports import BlobDenied, BlobMissing, IfAbsent, IfMatch
 from application.settlement import Ack
 from application.stop_signal import StopSignal
-from application.storage_keys import StorageKeys
 from domain.location import Bucket, Location
 from domain.task import TrainingTask
 from tests.application.world import TASK_ID, World, a_task

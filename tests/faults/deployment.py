@@ -16,7 +16,7 @@ from typing import Any
 import pika
 from pika.exceptions import AMQPError
 
-from application.storage_keys import StorageKeys
+from application.job_store import StorageKeys
 from assets.drawing import draw_style_set
 from domain.image import MIN_IMAGES
 from domain.location import Bucket

@@ -20,10 +20,9 @@ from safetensors import safe_open
 
 from adapters.clock import SystemClock
 from adapters.filesystem import FileBlobStore
-from application.job_store import JobStore
+from application.job_store import JobStore, StorageKeys
 from application.lease import LeaseTerms
 from application.stop_signal import StopSignal
-from application.storage_keys import StorageKeys
 from assets.drawing import draw_style_set
 from domain.location import Bucket
 from entrypoints import local_run

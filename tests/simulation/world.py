@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from adapters.memory import MemoryBlobStore, MemoryQueue
+from application.job_store import StorageKeys
 from application.journal import read_record
 from application.ports import BlobMissing, BlobUnavailable, NotifierUnavailable, QueueUnavailable
-from application.storage_keys import StorageKeys
 from application.worker_config import WorkerConfig
 from domain.events import Event
 from domain.job import TrainingJob
