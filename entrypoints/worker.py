@@ -32,7 +32,7 @@ checkpoint.
 
 exit codes: 0 stopped, or the check found no problem; 1 the worker failed, or the check found a
 problem; 2 a setting is wrong; 3 not stopped within SHUTDOWN_TIMEOUT; 130, 143 exited immediately
-after a second signal (Ctrl-C, SIGTERM)
+after a second signal, or one while libraries load (Ctrl-C, SIGTERM)
 """
 
 

@@ -50,7 +50,7 @@ class ProgressDisplay:
             case JobState.TRAINING:
                 effect = "stopping: saving a checkpoint"
             case JobState.UPLOADING | JobState.NOTIFYING | JobState.COMPLETED:
-                effect = "stopping: the style is stored, its report is left out"
+                effect = "stopping: the style is stored, the same command writes its report"
             case _:
                 effect = "stopping"
         say(self._console, f"{effect}; press Ctrl-C again to exit immediately", "yellow")

@@ -285,14 +285,14 @@ def test_an_interrupt_explains_its_effect_and_that_of_a_second_one() -> None:
     assert "stopping: saving a checkpoint; press" in file.getvalue()
 
 
-def test_an_interrupt_after_the_training_says_that_the_report_is_left_out() -> None:
+def test_an_interrupt_after_the_training_says_how_to_get_the_report() -> None:
     console, file = pipe()
     with ProgressDisplay(console) as display:
         for event in (began(), SAVED, FINISHED, STORED, TOLD, COMPLETED):
             display(event)
         display.stopping()
         assert display.how_to_continue() == "run the same command to write the report"
-    text = "stopping: the style is stored, its report is left out; press Ctrl-C again"
+    text = "stopping: the style is stored, the same command writes its report; press Ctrl-C again"
     assert text in file.getvalue()
 
 
