@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from application.ports import (
-    Blob,
     BlobMissing,
     BlobStore,
     BlobTooLarge,
@@ -55,8 +54,8 @@ def read_json(blobs: BlobStore, at: Location, decode: Callable[[Any], T]) -> T |
     Raises:
         RecordDamaged: it is too large, not JSON, or ``decode`` raised one of ``DECODE_ERRORS``.
     """
-    found = _fetch(blobs, at)
-    return None if found is None else _decoded(found.data, at, decode)
+    data, _ = _fetch(blobs, at)
+    return None if data is None else _decoded(data, at, decode)
 
 
 class FencedBlob:
@@ -88,7 +87,7 @@ class FencedBlob:
             self._revision = record["revision"]
             return decode(record)
 
-        data = self._get()
+        data, self.etag = _fetch(self._blobs, self.at)
         return None if data is None else _decoded(data, self.at, decode_with_revision)
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -118,11 +117,6 @@ class FencedBlob:
         """Delete the blob, whoever wrote it."""
         self._blobs.delete(self.at)
 
-    def _get(self) -> bytes | None:
-        found = _fetch(self._blobs, self.at)
-        self.etag = found.etag if found else None
-        return found.data if found else None
-
     def _put(self, data: bytes) -> None:
         condition = IfAbsent() if self.etag is None else IfMatch(self.etag)
         self.etag = self._blobs.put(
@@ -131,26 +125,22 @@ class FencedBlob:
 
     def _ours(self, data: bytes) -> bool:
         """True if the blob is ``data``; False if it is an earlier write of ours whose response was
-        lost.
-
-        Raises:
-            PreconditionFailed: another writer wrote the blob.
+        lost. Raises ``PreconditionFailed`` if another writer wrote it.
         """
-        seen = self.etag
-        found = self._get()
-        if found == data:
-            return True
-        if found is None or found not in self._in_doubt:
-            self.etag = seen
+        found, etag = _fetch(self._blobs, self.at)
+        if found != data and found not in self._in_doubt:
             raise PreconditionFailed(str(self.at))
-        return False
+        self.etag = etag
+        return found == data
 
 
-def _fetch(blobs: BlobStore, at: Location) -> Blob | None:
+def _fetch(blobs: BlobStore, at: Location) -> tuple[bytes | None, str | None]:
+    """The blob's content and ETag; None for both if there is no blob."""
     try:
-        return blobs.get(at, max_bytes=MAX_RECORD_BYTES)
+        found = blobs.get(at, max_bytes=MAX_RECORD_BYTES)
+        return found.data, found.etag
     except BlobMissing:
-        return None
+        return None, None
     except BlobTooLarge as error:
         raise RecordDamaged(at, error) from None
 

@@ -85,8 +85,9 @@ class _Record:
 class Lease:
     """One worker's claim to one job. Held between ``acquire`` and ``release``.
 
-    ``renew`` may be called from any thread. Each write is published as ``LeaseWritten``. Every
-    call may raise ``Unavailable`` and ``BlobDenied``.
+    ``renew`` may be called from any thread. It raises ``LeaseLost`` if another worker has the
+    lease. Each write is published as ``LeaseWritten``. Every call may raise ``Unavailable`` and
+    ``BlobDenied``.
     """
 
     def __init__(
@@ -133,22 +134,14 @@ class Lease:
             raise LeaseHeld("unknown", self._terms.renew_every) from None
 
     def renew(self) -> None:
-        """Renew the lease for another term.
-
-        Raises:
-            LeaseLost: another worker has it.
-        """
+        """Renew the lease for another term."""
         try:
             self._write(self._owner)
         except Superseded as error:
             raise LeaseLost(str(error)) from None
 
     def renew_if_due(self, stop: StopSignal) -> None:
-        """Renew the lease, unless it was renewed a moment ago; retry as ``retry`` does.
-
-        Raises:
-            LeaseLost: another worker has it.
-        """
+        """Renew the lease, unless it was renewed a moment ago; retry as ``retry`` does."""
         left = self._valid_until - self._clock.monotonic()
         if left < self._terms.takeover_delay - self._terms.renew_every / 4:
             retry(self.renew, self._clock, stop)

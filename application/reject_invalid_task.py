@@ -29,6 +29,7 @@ _SETTING = re.compile(r" \([A-Z_]+\)$")
 @dataclass(frozen=True, kw_only=True)
 class RejectInvalidTask:
     """Notifies the backend once, if the message has a style id; then dead-letters the message.
+    If the message has a task id, the reason is also stored under it, for operators.
 
     If a job with the message's task id exists, the backend is not notified: the style may be
     completed.
@@ -46,9 +47,15 @@ class RejectInvalidTask:
     ) -> Settlement:
         """Reject the message, and return how to settle it. Raises nothing."""
         details = {"field": error.field, "value": error.value, "remedy": error.remedy}
-        rejected = DeadLetter(str(error), details)
         job_id = invalid_task_id(body)
-        self._leave_note(job_id, error, details)
+        if error.task_id is not None:
+            details["task_id"] = error.task_id
+            note = {**details, "reason": str(error), "record": job_id}
+            try:
+                self.store.put_rejection(error.task_id, note)
+            except (Unavailable, BlobDenied) as trouble:
+                log.warning("could not store the rejection of task %s: %s", error.task_id, trouble)
+        rejected = DeadLetter(str(error), details)
         if error.style_id is None:
             return rejected
         fresh = TrainingJob(task_id=job_id, style_id=error.style_id)
@@ -70,17 +77,6 @@ class RejectInvalidTask:
                 broken_off, about, retries=retries, config=self.config, stop=stop
             )
         return settlement if isinstance(settlement, Requeue) else rejected
-
-    def _leave_note(self, job_id: str, error: InvalidTask, details: dict[str, str]) -> None:
-        """For operators who look up the task."""
-        if error.task_id is None:
-            return
-        details["task_id"] = error.task_id
-        try:
-            note = {**details, "reason": str(error), "record": job_id}
-            self.store.put_rejection(error.task_id, note)
-        except (Unavailable, BlobDenied) as trouble:
-            log.warning("could not store the rejection of task %s: %s", error.task_id, trouble)
 
 
 def invalid_task_id(body: bytes) -> str:

@@ -284,7 +284,7 @@ def process_job(
     notify_outcome: OutcomeNotifier,
     stop: StopSignal,
 ) -> Settlement | None:
-    """Process a job under its lease.
+    """Process a job under its lease. ``settlement_after`` takes the errors that this raises.
 
     Args:
         decide: called if the outcome is not decided; decides it and returns None, or returns how
@@ -294,9 +294,6 @@ def process_job(
     Returns:
         How to settle the message; None if nothing is left to do: the outcome is decided and
         the backend is notified.
-
-    Raises:
-        Exception: ``settlement_after`` says how to settle the message then.
     """
     lease = store.lease(record.job.task_id)
     if record.job.is_terminal:

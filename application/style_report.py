@@ -29,8 +29,9 @@ UPLOAD_TIMEOUT = 60.0
 class CheckpointPreviews:
     """Draws, scores and stores previews of one run within the configured share of its time.
 
-    Failures are logged and do not end the training. After a drawing error no more previews are
-    drawn; after a storage error the next checkpoint tries again.
+    Failures other than ``Stopped`` and ``TrainerBroken`` are logged and do not end the training.
+    After a drawing error no more previews are drawn; after a storage error the next checkpoint
+    tries again.
     """
 
     def __init__(self, store: JobStore, config: WorkerConfig) -> None:
@@ -51,12 +52,7 @@ class CheckpointPreviews:
     def draw(
         self, session: TrainingSession, job: TrainingJob, epoch: int, stop: StopSignal
     ) -> None:
-        """Draw, score and store the previews of a checkpoint.
-
-        Raises:
-            Stopped: between two denoising steps.
-            TrainerBroken: raised by the session.
-        """
+        """Draw, score and store the previews of a checkpoint."""
         started = self._clock.monotonic()
         try:
             drawn, scores = _draw(session, job, epoch, self._store.events, stop, with_lora=True)
@@ -97,15 +93,12 @@ class ReportWriter:
         base: BaseFacts,
         stop: StopSignal,
     ) -> None:
-        """Store the report of a job whose weights are stored. Errors are logged only, because the
-        style is finished.
+        """Store the report of a job whose weights are stored. Errors other than ``TrainerBroken``
+        are logged only, because the style is finished.
 
         Args:
             stop: cancels the report between two denoising steps of its previews, and while the
                 store is unavailable.
-
-        Raises:
-            TrainerBroken: raised by the session.
         """
         job, clock = record.job, self.store.clock
         ended = clock.monotonic()

@@ -203,7 +203,8 @@ def _rendered(figure: Figure, bottom: Axes) -> bytes:
 def draw_previews(before: Sequence[Preview], after: Sequence[Preview]) -> bytes:
     """A PNG with a row for each prompt: the images before and after the training."""
     pairs = [
-        (_opened(first), _opened(second)) for first, second in zip(before, after, strict=True)
+        [Image.open(BytesIO(preview.png)).convert("RGB") for preview in pair]
+        for pair in zip(before, after, strict=True)
     ]
     side = max(max(image.size) for pair in pairs for image in pair)
     side = min(512, max(256, side))
@@ -244,10 +245,6 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, pixels: float) -> list[str]:
     # Some lines have wider letters than the text's average.
     columns = int(0.95 * pixels / per_character)
     return textwrap.wrap(text, columns, max_lines=3, placeholder=" …")
-
-
-def _opened(preview: Preview) -> Image.Image:
-    return Image.open(BytesIO(preview.png)).convert("RGB")
 
 
 def _font() -> ImageFont.FreeTypeFont:
