@@ -287,12 +287,13 @@ def project(x: torch.Tensor, layers: Sequence[torch.nn.Module]) -> Sequence[torc
     first = lora_layers[0] if lora_layers else None
     if first is None or first.lora.active is None or not first.lora.plain:
         return [layer(x) for layer in layers]
-    ups = [first.lora.active[layer.number].up for layer in lora_layers]
+    ups = [first.lora.active[layer.number].up.to(x.dtype) for layer in lora_layers]
     weights = [layer.weight for layer in lora_layers]
     biases = [layer.bias for layer in lora_layers]
+    downs = first.lora.active_downs[first.number].to(x.dtype)
     # torch has no types for it.
     ys: tuple[torch.Tensor, ...] = LoraFunction.apply(  # type: ignore[no-untyped-call]
-        x, first.lora.active_downs[first.number], *weights, *biases, *ups
+        x, downs, *weights, *biases, *ups
     )
     return ys
 

@@ -6,13 +6,14 @@ import copy
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.execution import ExecutionOptions
 from adapters.diffusion.fused import self_test
 from adapters.diffusion.fused.blocks import FusedResnetBlock, with_fused_blocks
@@ -89,6 +90,17 @@ def test_training_with_fused_passes_follows_eager_training(
     for one, other in zip(found.history, run(trainer, plan).history, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
         assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-3)
+
+
+def test_the_text_encoder_is_trained_with_fused_passes_in_16_bits(
+    small_base_folder: Path, trainer: DiffusionTrainer, images: Images
+) -> None:
+    plan = plan_of(images[:2], train_text_encoder=True)
+    execution = replace(FUSED, dtype=torch.bfloat16)
+    base = load_base(str(small_base_folder))
+    found = run(DiffusionTrainer(base, decode, execution=execution), plan)
+    for one, other in zip(found.history, run(trainer, plan).history, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=0.05)
 
 
 def test_styles_trained_together_with_fused_passes_follow_eager_training(
