@@ -14,7 +14,7 @@ from typing import Any
 
 from application.event_bus import EventSink
 from application.fenced_blob import MAX_RECORD_BYTES, FencedBlob, RecordDamaged, read_json
-from application.journal import JobRecord, read_record
+from application.journal import JobRecord, decode_record
 from application.lease import Lease, LeaseTerms, lease_owner
 from application.ports import (
     REPORT_PAGE,
@@ -201,7 +201,7 @@ class JobStore:
 
     def read_job(self, task_id: str) -> TrainingJob | None:
         """Read the job's record; None if it has none."""
-        return read_record(self.blobs, self.keys.job(task_id, JOURNAL))
+        return read_json(self.blobs, self.keys.job(task_id, JOURNAL), decode_record)
 
     def recorded_tasks(self) -> Iterator[str]:
         """Iterate over the ids of all tasks with a record."""
@@ -267,7 +267,6 @@ class JobStore:
     # --- checkpoints and their styles
 
     def put_checkpoint(self, task_id: str, checkpoint: Checkpoint) -> CheckpointRef:
-        """Store a checkpoint."""
         at = self.keys.checkpoint(task_id, checkpoint.epoch, checkpoint.step)
         self.blobs.put(at, checkpoint.data)
         return CheckpointRef(at, checkpoint.epoch, checkpoint.step)
@@ -371,7 +370,6 @@ class JobStore:
         return page in self.blobs.list(self.keys.bucket, page.key)
 
     def put_report(self, task_id: str, file: ReportFile) -> None:
-        """Store one file of a job's report."""
         at = self.keys.report(task_id, file.name)
         self.blobs.put(at, file.data, content_type=file.content_type)
 

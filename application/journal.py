@@ -15,14 +15,13 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from application.event_bus import EventSink
-from application.fenced_blob import FencedBlob, Superseded, read_json
+from application.fenced_blob import FencedBlob, Superseded
 from application.lease import LeaseLost
-from application.ports import BlobStore, Clock
+from application.ports import Clock
 from domain.errors import UserError
 from domain.events import PartTimed
 from domain.job import Change, TrainingJob
 from domain.limits import InvalidParameter
-from domain.location import Location
 from domain.parameters import TrainingParameters
 
 _STORED_AS = {"failures": "setbacks", "notifications": "announcements"}
@@ -65,8 +64,12 @@ class JobRecord:
         """Number of consecutive progress calls with a 404 response."""
 
     def load(self) -> None:
-        """Load the job from the record, if it exists. Raises as ``read_record``."""
-        self.job = self._blob.read(_decode) or self.job
+        """Load the job from the record, if it exists.
+
+        Raises:
+            RecordNewer, RecordDamaged: the record cannot be used.
+        """
+        self.job = self._blob.read(decode_record) or self.job
 
     def apply(self, change: Change) -> None:
         """Write the job to its record after a transition, then publish the event.
@@ -98,7 +101,6 @@ class JobRecord:
             self.add_time(part, self._clock.monotonic() - began)
 
     def add_time(self, part: str, seconds: float) -> None:
-        """Add to a part of the job."""
         self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
     def publish_times(self) -> None:
@@ -108,22 +110,14 @@ class JobRecord:
             self._sink(PartTimed(**self.job.ids, part=part, seconds=spent))
 
 
-def read_record(blobs: BlobStore, at: Location) -> TrainingJob | None:
-    """Read the job's record at ``at``; None if there is none.
-
-    Raises:
-        RecordNewer, RecordDamaged: the record cannot be used.
-    """
-    return read_json(blobs, at, _decode)
-
-
-def _decode(record: dict[str, Any]) -> TrainingJob:
-    return decode_job(record["job"])
-
-
 def encode_job(job: TrainingJob) -> dict[str, Any]:
     """The job as JSON values."""
     return {_STORED_AS.get(name, name): value for name, value in asdict(job).items()}
+
+
+def decode_record(record: dict[str, Any]) -> TrainingJob:
+    """The job of a record, for ``read_json``. Raises as ``decode_job``."""
+    return decode_job(record["job"])
 
 
 def decode_job(values: dict[str, Any]) -> TrainingJob:

@@ -134,7 +134,6 @@ class Lease:
             raise LeaseHeld("unknown", self._terms.renew_every) from None
 
     def renew(self) -> None:
-        """Renew the lease for another term."""
         try:
             self._write(self._owner)
         except Superseded as error:

@@ -29,10 +29,9 @@ _SETTING = re.compile(r" \([A-Z_]+\)$")
 @dataclass(frozen=True, kw_only=True)
 class RejectInvalidTask:
     """Notifies the backend once, if the message has a style id; then dead-letters the message.
-    If the message has a task id, the reason is also stored under it, for operators.
 
-    If a job with the message's task id exists, the backend is not notified: the style may be
-    completed.
+    If the message has a task id, the reason is also stored under it, for operators. If a job with
+    this id exists, the backend is not notified: the style may be completed.
 
     The rejection's job id is derived from the message's content, so that repeated messages are
     recognised.

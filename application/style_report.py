@@ -52,7 +52,6 @@ class CheckpointPreviews:
     def draw(
         self, session: TrainingSession, job: TrainingJob, epoch: int, stop: StopSignal
     ) -> None:
-        """Draw, score and store the previews of a checkpoint."""
         started = self._clock.monotonic()
         try:
             drawn, scores = _draw(session, job, epoch, self._store.events, stop, with_lora=True)

@@ -10,13 +10,13 @@ import pytest
 
 from adapters.memory import MemoryBlobStore
 from application.event_bus import EventSink, WorkerEvent
-from application.fenced_blob import MAX_RECORD_BYTES, RecordDamaged
+from application.fenced_blob import MAX_RECORD_BYTES, RecordDamaged, read_json
 from application.job_store import JobStore, StorageKeys
 from application.journal import (
     RecordNewer,
     decode_job,
+    decode_record,
     encode_job,
-    read_record,
 )
 from domain.failure import Failure, FailureCode
 from domain.job import JobState, TrainingJob
@@ -120,14 +120,14 @@ def test_an_invalid_record_is_named_in_the_error(name: str, value: object) -> No
     record = {"revision": 1, "writer": "w", "job": written(JOB) | {name: value}}
     blobs.put(at, json.dumps(record).encode())
     with pytest.raises(RecordDamaged, match=r"s3://styles/jobs/task-1/journal\.json is damaged"):
-        read_record(blobs, at)
+        read_json(blobs, at, decode_record)
 
 
 def test_an_oversized_record_is_damaged_and_not_read() -> None:
     at, blobs = Location("styles", "jobs/task-1/journal.json"), MemoryBlobStore()
     blobs.put(at, b" " * (MAX_RECORD_BYTES + 1))
     with pytest.raises(RecordDamaged, match=r"journal\.json is damaged"):
-        read_record(blobs, at)
+        read_json(blobs, at, decode_record)
     with pytest.raises(RecordDamaged, match=r"journal\.json is damaged"):
         store(blobs).open(JOB)
 
@@ -143,11 +143,11 @@ def test_fields_missing_from_an_older_record_have_defaults() -> None:
 
 def test_reading_a_record_returns_the_job_or_none() -> None:
     at, blobs = Location("styles", "jobs/task-1/journal.json"), MemoryBlobStore()
-    assert read_record(blobs, at) is None
+    assert read_json(blobs, at, decode_record) is None
     job, event = TrainingJob(task_id="task-1", style_id=7).start()
     seen: list[WorkerEvent] = []
     store(blobs, seen.append).open(job).apply((job, event))
-    assert read_record(blobs, at) == job
+    assert read_json(blobs, at, decode_record) == job
 
 
 def test_two_records_of_the_same_job_differ() -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from adapters.memory import MemoryBlobStore, MemoryQueue
-from application.journal import read_record
+from application.fenced_blob import read_json
+from application.journal import decode_record
 from application.ports import (
     Blob,
     Condition,
@@ -53,7 +54,7 @@ class Blobs:
         def write(blobs: MemoryBlobStore) -> str:
             etag = blobs.put(at, data, condition=condition)
             if KEYS.recorded_task(at) is not None:
-                job = read_record(blobs, at)
+                job = read_json(blobs, at, decode_record)
                 assert job is not None  # just written
                 world.records.append((world.timeline.now, self._process, job))
             return etag

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from adapters.memory import MemoryBlobStore, MemoryQueue
+from application.fenced_blob import read_json
 from application.job_store import StorageKeys
-from application.journal import read_record
+from application.journal import decode_record
 from application.ports import BlobMissing, BlobUnavailable, NotifierUnavailable, QueueUnavailable
 from application.worker_config import WorkerConfig
 from domain.events import Event
@@ -74,7 +75,7 @@ class World:
 
     def job(self, task_id: str) -> TrainingJob | None:
         """The recorded job."""
-        return read_record(self.blobs, KEYS.job(task_id, "journal.json"))
+        return read_json(self.blobs, KEYS.job(task_id, "journal.json"), decode_record)
 
     def cancel(self, task_id: str) -> None:
         """Cancel a task, as an operator from another machine."""
