@@ -68,7 +68,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere: no such file or folder"),
-        (["task.json"], "task_id is missing: give a UUID"),
+        (["task.json"], "task.json: task_id is missing: give a UUID"),
         (["images", "--style-id", "0"], "--style-id 0: give a whole number from 1 to"),
         (["images", "--tags", "x" * 101], '--tags "xxx'),
         (["images", "--epochs", "0"], "--epochs 0: "),
