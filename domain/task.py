@@ -8,7 +8,7 @@ from datetime import datetime
 from domain.errors import UserError
 from domain.label import UNNAMED, Label
 from domain.location import Location
-from domain.parameters import RequestedParameters, default_epochs
+from domain.parameters import RequestedParameters
 
 
 class ValueDescription(str):
@@ -56,30 +56,3 @@ class TrainingTask:
     """Time of the request, if the platform sent it."""
     label: Label = UNNAMED
     """The style's name and credits."""
-
-
-def check_size(task: TrainingTask, *, max_steps: int, max_resolution: int) -> None:
-    """Reject a task that would take days to train.
-
-    Args:
-        max_steps: limit of epochs times images.
-        max_resolution: limit of the task's own ``resolution``, in pixels.
-
-    Raises:
-        InvalidTask: a limit is exceeded.
-    """
-    images = len(set(task.images))
-    epochs = task.requested.named.get("epochs")
-    epochs = default_epochs(images) if epochs is None else epochs
-    if epochs * images > max_steps:
-        raise InvalidTask(
-            "data.parameters.epochs",
-            ValueDescription(
-                f"{epochs}, which with {images} images makes {epochs * images} steps"
-            ),
-            f"give epochs x images of at most {max_steps} (MAX_JOB_STEPS)",
-        )
-    resolution = task.requested.named.get("resolution")
-    if resolution is not None and resolution > max_resolution:
-        remedy = f"give at most {max_resolution} (MAX_RESOLUTION)"
-        raise InvalidTask("data.parameters.resolution", resolution, remedy)

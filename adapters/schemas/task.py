@@ -20,8 +20,8 @@ from adapters.common.text import printable
 from application.ports import MAX_MESSAGE_BYTES
 from domain.limits import InvalidParameter
 from domain.location import FORMS, SCHEMES, Bucket, InvalidLocation, Location
-from domain.parameters import PARAMETER_NAMES, RequestedParameters
-from domain.task import MISSING, InvalidTask, TrainingTask, ValueDescription, check_size
+from domain.parameters import PARAMETER_NAMES, RequestedParameters, default_epochs
+from domain.task import MISSING, InvalidTask, TrainingTask, ValueDescription
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,9 @@ class TaskRules:
     weights_in_folder: bool
     """Whether weights are stored as folders, which excludes ``NOT_IN_A_FOLDER``."""
     max_steps: int
+    """Limit of epochs times images: a task above it would keep the worker for days."""
     max_resolution: int
+    """Limit of a task's ``resolution``, in pixels."""
 
     def check(self, task: TrainingTask) -> None:
         """Raise ``InvalidTask`` if the task breaks a rule."""
@@ -151,7 +153,17 @@ class TaskRules:
                 map(str, buckets)
             )
             raise InvalidTask("data.parameters.network_weights", repr(initial), remedy)
-        check_size(task, max_steps=self.max_steps, max_resolution=self.max_resolution)
+        images = len(set(task.images))
+        epochs = task.requested.named.get("epochs") or default_epochs(images)
+        if epochs * images > self.max_steps:
+            steps = f"which with {images} images makes {epochs * images} steps"
+            remedy = f"give epochs x images of at most {self.max_steps} (MAX_JOB_STEPS)"
+            found = ValueDescription(f"{epochs}, {steps}")
+            raise InvalidTask("data.parameters.epochs", found, remedy)
+        resolution = task.requested.named.get("resolution")
+        if resolution is not None and resolution > self.max_resolution:
+            remedy = f"give at most {self.max_resolution} (MAX_RESOLUTION)"
+            raise InvalidTask("data.parameters.resolution", resolution, remedy)
 
     def _may_start_from(self, text: str) -> bool:
         try:

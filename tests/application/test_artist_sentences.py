@@ -14,14 +14,14 @@ from adapters.common.device_memory import gpu_oom
 from adapters.diffusion import optimizer_libraries
 from adapters.diffusion.nan_rollback import MAX_ROLLBACKS, Rollbacks
 from adapters.memory import MemoryQueue
-from adapters.schemas.task import encode_task
+from adapters.schemas.task import TaskRules, encode_task
 from application.ports import BlobMissing, BlobTooLarge
 from application.run_training import CANCELLED, NOT_LEARNED
 from application.stop_signal import StopSignal
 from domain.failure import Failure, FailureCode, TrainingFailed
-from domain.location import Location
+from domain.location import Bucket, Location
 from domain.parameters import OptimizerName
-from domain.task import InvalidTask, check_size
+from domain.task import InvalidTask
 from domain.training_plan import InitialLora
 from tests.application.test_worker_loop import loop_over
 from tests.application.world import CONFIG, World, a_task
@@ -80,9 +80,18 @@ def bad_messages() -> Iterator[Failure]:
 
 
 def too_large() -> Iterator[Failure]:
+    rules = TaskRules(
+        image_buckets=[],
+        models=Bucket("models"),
+        own_buckets=[],
+        in_folders=False,
+        weights_in_folder=False,
+        max_steps=10,
+        max_resolution=64,
+    )
     for named in ({"epochs": 100}, {"epochs": 1, "resolution": 512}):
         with pytest.raises(InvalidTask) as caught:
-            check_size(a_task(**named), max_steps=10, max_resolution=64)
+            rules.check(a_task(**named))
         caught.value.style_id = 7
         world = World()
         loop_over(world, MemoryQueue(world.clock)).reject(b"", caught.value, StopSignal(), 0)

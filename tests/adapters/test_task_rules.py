@@ -6,9 +6,22 @@ from typing import Any
 
 import pytest
 
-from domain.location import Location
+from adapters.schemas.task import TaskRules
+from domain.location import Bucket, Location
 from domain.parameters import RequestedParameters
-from domain.task import InvalidTask, TrainingTask, check_size
+from domain.task import InvalidTask, TrainingTask
+
+
+def rules(max_steps: int = 100_000) -> TaskRules:
+    return TaskRules(
+        image_buckets=[Bucket("media")],
+        models=Bucket("models"),
+        own_buckets=[Bucket("models")],
+        in_folders=False,
+        weights_in_folder=False,
+        max_steps=max_steps,
+        max_resolution=1024,
+    )
 
 
 def task(images: int = 10, **named: Any) -> TrainingTask:
@@ -22,15 +35,15 @@ def task(images: int = 10, **named: Any) -> TrainingTask:
 
 def test_more_steps_than_allowed_are_rejected_with_the_product() -> None:
     with pytest.raises(InvalidTask) as rejected:
-        check_size(task(100, epochs=10_000), max_steps=100_000, max_resolution=1024)
+        rules().check(task(100, epochs=10_000))
     assert "10000, which with 100 images makes 1000000 steps" in str(rejected.value)
     assert "at most 100000 (MAX_JOB_STEPS)" in str(rejected.value)
 
 
 def test_omitted_epochs_count_at_their_default() -> None:
-    check_size(task(10), max_steps=5_000, max_resolution=1024)
+    rules(5_000).check(task(10))
     with pytest.raises(InvalidTask, match="makes 5000 steps"):
-        check_size(task(10), max_steps=4_999, max_resolution=1024)
+        rules(4_999).check(task(10))
 
 
 def test_an_image_that_is_listed_twice_counts_once() -> None:
@@ -38,10 +51,10 @@ def test_an_image_that_is_listed_twice_counts_once() -> None:
     twice = TrainingTask(
         task_id="a", style_id=7, images=twice.images * 2, requested=twice.requested
     )
-    check_size(twice, max_steps=100, max_resolution=1024)
+    rules(100).check(twice)
 
 
 def test_a_resolution_above_the_limit_is_rejected() -> None:
-    check_size(task(resolution=1024), max_steps=100_000, max_resolution=1024)
+    rules().check(task(resolution=1024))
     with pytest.raises(InvalidTask, match=r"resolution is 2048: give at most 1024"):
-        check_size(task(resolution=2048), max_steps=100_000, max_resolution=1024)
+        rules().check(task(resolution=2048))
