@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from adapters.common.tensor_file import TensorFileDamaged, body_of, decode, encode
-from adapters.diffusion.nan_rollback import Rollbacks
 from adapters.diffusion.oom import MemoryPlan
 from adapters.diffusion.optimizer import OptimizerState
 from application.ports import CheckpointRejected
@@ -47,7 +46,7 @@ class RunState:
     history: tuple[EpochRecord, ...]
     baseline: EpochRecord | None
     """The base's losses, as epoch 0."""
-    rollbacks: Rollbacks
+    rollbacks: int
     memory: MemoryPlan
     loss_scale: Mapping[str, float]
     """State of torch's ``GradScaler``; empty if losses are not scaled."""
@@ -87,7 +86,7 @@ def encode_checkpoint(state: RunState, identity: Mapping[str, Any]) -> bytes:
         "optimizer": dict(state.optimizer.numbers),
         "history": [asdict(record) for record in state.history],
         "before": state.baseline and asdict(state.baseline),
-        "rollbacks": asdict(state.rollbacks),
+        "rollbacks": {"count": state.rollbacks},
         "memory": asdict(state.memory),
         "loss_scale": dict(state.loss_scale),
     }
@@ -124,7 +123,7 @@ def decode_checkpoint(data: bytes, identity: Mapping[str, Any], weights: int) ->
             sums=_tensor(tensors, "sums", (3,)),
             history=tuple(_record(values) for values in content["history"]),
             baseline=_record(content["before"]) if content["before"] else None,
-            rollbacks=Rollbacks(**content["rollbacks"]),
+            rollbacks=int(content["rollbacks"]["count"]),
             memory=MemoryPlan(**content["memory"]),
             loss_scale=loss_scale,
         )

@@ -38,19 +38,19 @@ class GraphCache:
     """Runs a pass for each batch, from a recording if there is one.
 
     Args:
+        recorder: None to run all passes eagerly.
         what: the passes' name in the log.
     """
 
-    def __init__(self, recorder: Recorder, what: str) -> None:
-        self._recorder: Recorder | None = recorder
-        self._what = what
+    def __init__(self, recorder: Recorder | None, what: str) -> None:
+        self._recorder, self._what = recorder, what
         self._warm_ups: dict[Hashable, int] = {}
         self._graphs: dict[Hashable, tuple[Batch, Callable[[], None]]] = {}
         """Most recently used last."""
 
     @property
     def size(self) -> int | None:
-        """Number of graphs kept; None once recording has been disabled."""
+        """Number of graphs kept; None if passes are not recorded."""
         return None if self._recorder is None else len(self._graphs)
 
     def run(
@@ -67,10 +67,11 @@ class GraphCache:
         Raises:
             torch.OutOfMemoryError: from the pass.
         """
-        recorder, key = self._recorder, (batch.key, variant)
+        recorder = self._recorder
         if recorder is None:
             function(batch)
             return batch
+        key = batch.key, variant
         warm_ups = self._warm_ups.get(key, 0)
         if warm_ups < WARM_UP:
             with recorder.warming_up():
@@ -96,16 +97,11 @@ class GraphCache:
         return memory
 
     def clear(self) -> bool:
-        """Drop all graphs: each holds the memory of a whole pass.
-
-        Returns:
-            Whether there were any.
-        """
+        """Drop all graphs, each of which holds a pass's memory. Returns whether there were any."""
         there_were = bool(self._graphs)
         self._graphs.clear()
         self._warm_ups.clear()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
         return there_were
 
     def stop(self, reason: str) -> bool:

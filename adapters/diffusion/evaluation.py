@@ -97,11 +97,7 @@ class Evaluation:
             with self.model.lora.showing(batch.slots):
                 batch.losses.copy_(image_losses(self.model, batch))
 
-        graphs = self.model.evaluation_graphs
-        if graphs is None:
-            forward(batch)
-            return batch.losses.clone()
-        return graphs.run(batch, forward).losses.clone()
+        return self.model.evaluation_graphs.run(batch, forward).losses.clone()
 
     def _make_batches(self, positions: Sequence[int]) -> list[Batch]:
         """Batches of the images in turn, at timesteps spread evenly over the schedule."""

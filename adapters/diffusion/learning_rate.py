@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers.optimization import get_scheduler
 
-from adapters.diffusion.optimizer import SGD
+from adapters.diffusion.optimizer import AdamW
 from domain.parameters import TrainingParameters
 
 
@@ -18,7 +18,7 @@ def learning_rates(parameters: TrainingParameters, total_steps: int) -> list[flo
     than the run never reaches the peak.
     """
     # A scheduler requires an optimizer; only its factor per step is used here.
-    stand_in = SGD([torch.zeros(1)], lr=1.0)
+    stand_in = AdamW([torch.zeros(1)], lr=1.0)
     schedule = get_scheduler(
         str(parameters.lr_scheduler),
         stand_in,

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch.nn import functional
@@ -23,6 +24,8 @@ from adapters.diffusion.lora_targets import (
     unet_layers,
 )
 from domain.parameters import TrainingParameters
+
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True)
@@ -223,14 +226,19 @@ def _shapes(layer: torch.nn.Linear | torch.nn.Conv2d, rank: int, *, dora: bool) 
     return [*shapes, (outputs,)] if dora else shapes
 
 
-class LoraLinear(torch.nn.Linear):
-    """A frozen linear layer with LoRA. It shares the frozen layer's weights."""
+def stand_in(kind: type[Module], layer: torch.nn.Module) -> Module:
+    """An instance of ``kind`` with the weights, layers and settings of another module."""
+    other = kind.__new__(kind)
+    other.__dict__.update(layer.__dict__)
+    return other
 
-    def __init__(self, frozen: torch.nn.Linear, lora: PackedLora, number: int) -> None:
-        torch.nn.Module.__init__(self)
-        self.in_features, self.out_features = frozen.in_features, frozen.out_features
-        self.weight, self.bias = frozen.weight, frozen.bias
-        self.lora, self.number = lora, number
+
+class LoraLinear(torch.nn.Linear):
+    """A frozen linear layer with LoRA."""
+
+    lora: PackedLora
+    number: int
+    """The layer's place in ``PackedLora.active``."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.lora.active is None:
@@ -258,14 +266,10 @@ class LoraLinearVariant(LoraLinear):
 
 
 class LoraConv2d(torch.nn.Conv2d):
-    """A frozen convolution with LoRA, dropout and DoRA. It shares the frozen layer's weights."""
+    """A frozen convolution with LoRA, dropout and DoRA."""
 
-    def __init__(self, frozen: torch.nn.Conv2d, lora: PackedLora, number: int) -> None:
-        torch.nn.Module.__init__(self)
-        for name in (*frozen.__constants__, "_reversed_padding_repeated_twice"):
-            setattr(self, name, getattr(frozen, name))
-        self.weight, self.bias = frozen.weight, frozen.bias
-        self.lora, self.number = lora, number
+    lora: PackedLora
+    number: int
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = super().forward(x)
@@ -333,7 +337,7 @@ def lora_installed(
 ) -> Iterator[None]:
     """In the with-block, LoRA layers replace the frozen layers whose weights they share. Restores
     the original layers on leaving."""
-    variant = LoraLinear if lora.plain else LoraLinearVariant
+    linear = LoraLinear if lora.plain else LoraLinearVariant
     replaced: list[tuple[torch.nn.Module, str, torch.nn.Module]] = []
     try:
         places = [(unet, name, layer) for name, layer in lora.unet.items()]
@@ -342,10 +346,11 @@ def lora_installed(
         for number, (model, name, layer) in enumerate(places):
             parent, _, child = name.rpartition(".")
             place = model.get_submodule(parent)
-            if isinstance(layer, torch.nn.Conv2d):
-                setattr(place, child, LoraConv2d(layer, lora, number))
-            else:
-                setattr(place, child, variant(layer, lora, number))
+            convolution = isinstance(layer, torch.nn.Conv2d)
+            kind: type[LoraLinear | LoraConv2d] = LoraConv2d if convolution else linear
+            own = stand_in(kind, layer)
+            own.lora, own.number = lora, number
+            setattr(place, child, own)
             replaced.append((place, child, layer))
         yield
     finally:

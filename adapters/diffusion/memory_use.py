@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import sys
 
 import torch
 
@@ -18,5 +17,4 @@ def peak_bytes(device: torch.device) -> int:
     """Peak number of bytes: of tensors on a GPU; of the whole process since its start on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

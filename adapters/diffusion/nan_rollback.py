@@ -9,7 +9,8 @@ from dataclasses import astuple, dataclass
 from domain.failure import Failure, FailureCode, TrainingFailed
 
 MAX_ROLLBACKS = 3
-_SLOWER = 0.5
+SLOWER = 0.5
+"""Factor on the learning rate with each rollback, for the rest of the run."""
 
 
 @dataclass(frozen=True)
@@ -30,27 +31,10 @@ class EpochReadings:
         return all(map(math.isfinite, astuple(self)))
 
 
-@dataclass(frozen=True)
-class Rollbacks:
-    """Number of rollbacks of a run. Saved in the checkpoint."""
-
-    count: int = 0
-
-    @property
-    def lr_factor(self) -> float:
-        """Factor on the scheduled learning rate, for the rest of the run."""
-        return float(_SLOWER**self.count)
-
-    def after_rollback(self, epoch: int) -> Rollbacks:
-        """The state after one more rollback.
-
-        Raises:
-            TrainingFailed: LOSS_DIVERGED, naming ``epoch``, if ``MAX_ROLLBACKS`` are exceeded.
-        """
-        if self.count < MAX_ROLLBACKS:
-            return Rollbacks(self.count + 1)
-        message = (
-            f"The training became unstable in epoch {epoch} and could not go on. "
-            "Please try again with a lower learning rate."
-        )
-        raise TrainingFailed(Failure(FailureCode.LOSS_DIVERGED, message))
+def diverged(epoch: int) -> TrainingFailed:
+    """The failure of a run that ``MAX_ROLLBACKS`` did not save."""
+    message = (
+        f"The training became unstable in epoch {epoch} and could not go on. "
+        "Please try again with a lower learning rate."
+    )
+    return TrainingFailed(Failure(FailureCode.LOSS_DIVERGED, message))

@@ -77,10 +77,8 @@ def reduce_memory(
         model.free_graphs()
         return None
     run = group[0]
-    if model.evaluation_graphs is not None:
-        stopped, model.evaluation_graphs = model.evaluation_graphs, None
-        if stopped.stop("steps need the memory"):
-            return None
+    if model.evaluation_graphs.stop("steps need the memory"):
+        return None
     plan = run.memory.reduced(run.batches.shape(run.step)[0])
     if plan is None:
         return None if model.free_graphs() else gpu_oom(retryable=model.runs > 1)

@@ -32,25 +32,15 @@ class OptimizerState:
     """Numbers of its group, by name (Prodigy's estimate), and ``step`` if it is not a tensor."""
 
 
-class Uncompiled(torch.optim.Optimizer):
-    """A mixin: torch's methods without the decorators that import ``torch._dynamo``.
-
-    They only matter for ``torch.compile``, and importing it is slow.
-    """
-
-    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
-    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
-
-
-class AdamW(Uncompiled, torch.optim.AdamW):
-    """torch's AdamW, also by its name in the metadata of styles."""
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW without the decorators that import ``torch._dynamo``: they only matter for
+    ``torch.compile``, and importing it is slow."""
 
     __module__ = torch.optim.AdamW.__module__
+    """Its name in the metadata of styles is torch's."""
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
     step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
-
-
-class SGD(Uncompiled, torch.optim.SGD):
-    """torch's SGD."""
 
 
 def build_optimizer(

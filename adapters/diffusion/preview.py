@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -44,11 +44,12 @@ class PreviewRequest:
     steps: int
     """Denoising steps."""
 
-    def each(self) -> Iterator[PreviewRequest]:
+    def each(self) -> tuple[PreviewRequest, ...]:
         """One request per image."""
-        for index, prompt in enumerate(self.prompts):
-            states = self.states[index : index + 1]
-            yield replace(self, prompts=(prompt,), states=states, seed=self.seed + index)
+        return tuple(
+            replace(self, prompts=(prompt,), states=states[None], seed=self.seed + index)
+            for index, (prompt, states) in enumerate(zip(self.prompts, self.states, strict=True))
+        )
 
 
 def preview_prompts(parameters: TrainingParameters, captions: Sequence[str]) -> tuple[str, ...]:
@@ -141,30 +142,24 @@ def latents_of(
 
     One pass for all is faster: launching a pass takes longer than computing a few images.
     """
-    return torch.cat(
-        split_on_oom(
-            lambda some: _denoised(pipeline, some, check), request, lambda some: tuple(some.each())
-        )
-    )
 
-
-def _denoised(
-    pipeline: StableDiffusionPipeline, request: PreviewRequest, check: Callable[[], None]
-) -> torch.Tensor:
     def at_step_end(_pipeline: object, _step: int, _time: object, kept: Any) -> Any:
         check()
         return kept
 
-    count = len(request.prompts)
-    latents: torch.Tensor = pipeline(
-        prompt_embeds=request.states,
-        negative_prompt_embeds=request.empty.expand(count, -1, -1),
-        width=request.side,
-        height=request.side,
-        num_inference_steps=request.steps,
-        guidance_scale=GUIDANCE,
-        generator=[torch.Generator().manual_seed(request.seed + k) for k in range(count)],
-        output_type="latent",
-        callback_on_step_end=at_step_end,
-    ).images
-    return latents
+    def denoise(some: PreviewRequest) -> torch.Tensor:
+        count = len(some.prompts)
+        latents: torch.Tensor = pipeline(
+            prompt_embeds=some.states,
+            negative_prompt_embeds=some.empty.expand(count, -1, -1),
+            width=some.side,
+            height=some.side,
+            num_inference_steps=some.steps,
+            guidance_scale=GUIDANCE,
+            generator=[torch.Generator().manual_seed(some.seed + k) for k in range(count)],
+            output_type="latent",
+            callback_on_step_end=at_step_end,
+        ).images
+        return latents
+
+    return torch.cat(split_on_oom(denoise, request, PreviewRequest.each))

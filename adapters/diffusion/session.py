@@ -27,17 +27,12 @@ from adapters.diffusion.device_thread import DeviceThread
 from adapters.diffusion.evaluation import Evaluation, held_out_positions, trained_buckets
 from adapters.diffusion.learning_rate import learning_rates
 from adapters.diffusion.memory_use import peak_bytes
-from adapters.diffusion.nan_rollback import EpochReadings, Rollbacks
+from adapters.diffusion.nan_rollback import MAX_ROLLBACKS, SLOWER, EpochReadings, diverged
 from adapters.diffusion.objective import objective_of
 from adapters.diffusion.oom import MemoryPlan, group_by_shape, reduce_memory, retry_after_freeing
 from adapters.diffusion.optimizer import build_optimizer, copy_state, restore_state
 from adapters.diffusion.preview import PreviewRequest, draw_previews, reencoded
-from adapters.diffusion.style_measures import (
-    StyleAxis,
-    encode_previews,
-    faithfulness,
-    style_axis,
-)
+from adapters.diffusion.style_measures import StyleAxis, encode_previews, faithfulness, style_axis
 from adapters.diffusion.style_weights import load_initial_lora, weights_for_file
 from adapters.diffusion.train_step import Batch, train_step
 from adapters.diffusion.training_model import TrainingModel
@@ -100,7 +95,7 @@ class DiffusionSession:
         self.step = 0
         """Steps done."""
         self.memory = MemoryPlan(parameters.batch_size)
-        self._rollbacks = Rollbacks()
+        self._rollbacks = 0
         self.history: tuple[EpochRecord, ...] = ()
         """Every finished epoch of the whole run."""
         self.baseline: EpochRecord | None = None
@@ -172,15 +167,12 @@ class DiffusionSession:
         whole = self._data.previews
         if not with_lora and self._base_previews:
             return self._base_previews
-        requests = [whole] if self.model.slots == 1 else list(whole.each())
-        drawn = [
-            self.thread.call(partial(self._draw, request, check, with_lora=with_lora))
-            for request in requests
-        ]
-        drawn_previews = tuple(preview for previews in drawn for preview in previews)
+        drawn: tuple[Preview, ...] = ()
+        for request in (whole,) if self.model.slots == 1 else whole.each():
+            drawn += self.thread.call(partial(self._draw, request, check, with_lora=with_lora))
         if not with_lora:
-            self._base_previews = drawn_previews
-        return drawn_previews
+            self._base_previews = drawn
+        return drawn
 
     def score_previews(
         self, previews: tuple[Preview, ...], check: Callable[[], None] = lambda: None
@@ -194,7 +186,7 @@ class DiffusionSession:
     @property
     def lr_factor(self) -> float:
         """Factor on the learning rate, lowered by rollbacks."""
-        return self._rollbacks.lr_factor
+        return float(SLOWER**self._rollbacks)
 
     @property
     def reduced(self) -> bool:
@@ -257,9 +249,9 @@ class DiffusionSession:
     def measure(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Losses over fixed noises: of the training images, and of the held-out images."""
         graphs = self.model.evaluation_graphs
-        recorded = graphs is not None and graphs.size is not None
+        recorded = graphs.size is not None
         losses = retry_after_freeing(self.model, self._evaluation.losses)
-        if graphs is not None and recorded and graphs.size is None:
+        if recorded and graphs.size is None:
             # Memory of a failed recording stays in the pool that steps record in.
             self.model.free_graphs()
         return losses
@@ -344,12 +336,14 @@ class DiffusionSession:
             yield request
 
     def _roll_back(self, epoch: int) -> None:
-        self._rollbacks = self._rollbacks.after_rollback(epoch)
+        if self._rollbacks == MAX_ROLLBACKS:
+            raise diverged(epoch)
+        self._rollbacks += 1
         self._load_state(self._last_good)
         log.warning(
             "epoch %d: loss or gradient is not a number; rolled back to step %d with %g of the "
             "learning rate (rollback %d)",
-            *(epoch, self.step, self.lr_factor, self._rollbacks.count),
+            *(epoch, self.step, self.lr_factor, self._rollbacks),
         )
         # A later rollback to this state must keep the lower learning rate.
         self._last_good = self._state()

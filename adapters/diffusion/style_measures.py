@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
 from adapters.common.device_memory import on_device
 from adapters.diffusion.base.model import BaseModel
+from adapters.diffusion.data.dataset import pixels_of
 from adapters.diffusion.data.rng import generator_for
 from adapters.diffusion.objective import objective_of
 from adapters.diffusion.preview import PreviewRequest
@@ -48,24 +48,21 @@ def encoder_statistics(vae: AutoencoderKL) -> Iterator[list[torch.Tensor]]:
         the standard deviation of each channel after the encoder's first layer and each block.
     """
     batches: list[torch.Tensor] = []
-    layers: list[torch.Tensor] = []
-
-    def begin(_: torch.nn.Module, __: object) -> None:
-        layers.clear()  # a batch that ran out of memory leaves some
+    found: list[torch.Tensor] = []
+    layers = (vae.encoder.conv_in, *vae.encoder.down_blocks)
 
     def note(_: torch.nn.Module, __: object, features: torch.Tensor) -> None:
         values = features.float().flatten(2)
         spread = values.std(2).clamp(min=_TINY).log()
-        layers.append(torch.cat([values.mean(2), spread], dim=1).cpu())
+        found.append(torch.cat([values.mean(2), spread], dim=1).cpu())
 
     def end(_: torch.nn.Module, __: object, ___: torch.Tensor) -> None:
-        batches.append(torch.cat(layers, dim=1))
+        # Before them may be some of a batch that ran out of memory.
+        batches.append(torch.cat(found[-len(layers) :], dim=1))
+        found.clear()
 
-    encoder = vae.encoder
-    hooks = [encoder.register_forward_pre_hook(begin), encoder.register_forward_hook(end)]
-    hooks += [
-        layer.register_forward_hook(note) for layer in (encoder.conv_in, *encoder.down_blocks)
-    ]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    hooks.append(vae.encoder.register_forward_hook(end))
     try:
         yield batches
     finally:
@@ -113,8 +110,7 @@ def encode_previews(
     latents = []
     with on_device(base.vae, device), encoder_statistics(base.vae) as statistics:
         for preview in previews:
-            image = np.asarray(Image.open(BytesIO(preview.png)).convert("RGB"), dtype=np.float32)
-            pixels = torch.from_numpy(image / 127.5 - 1).permute(2, 0, 1)[None].to(device)
+            pixels = pixels_of(Image.open(BytesIO(preview.png))).to(device)
             latents.append(base.vae.encode(pixels).latent_dist.mean)
     return torch.cat(statistics), torch.cat(latents) * float(base.vae.config.scaling_factor)
 

@@ -45,7 +45,7 @@ def train_step(model: TrainingModel, runs: Sequence[DiffusionSession]) -> None:
 
     random = dropout_rng(parameters.seed, runs[0].step, model.device)
     with random if parameters.lora_dropout else nullcontext():
-        if model.graphs is None or memory.checkpointing:
+        if memory.checkpointing:
             forward_backward(batch)
         else:
             batch = model.graphs.run(batch, forward_backward, images_per_pass)

@@ -98,7 +98,7 @@ class DiffusionTrainer:
     def recorded_graphs(self) -> int | None:
         """Number of recorded passes of the open runs; None if passes are not recorded."""
         model = self._model
-        return None if model is None or model.graphs is None else model.graphs.size
+        return None if model is None else model.graphs.size
 
     def batch_key(self, parameters: TrainingParameters) -> Hashable | None:
         """As ``compatibility_key``; None for every run if there is only one slot."""
@@ -187,16 +187,12 @@ class DiffusionTrainer:
         self._model = None
         self._close_model.close()
         gc.collect()
-        self._empty_cache()
+        torch.cuda.empty_cache()
 
     def _prepare(self, plan: TrainingPlan) -> PreparedData:
         data = prepare(self._base, plan, self._decode, self._device, self._preview_steps)
-        self._empty_cache()  # encoding uses blocks of other sizes than steps do
+        torch.cuda.empty_cache()  # encoding uses blocks of other sizes than steps do
         return data
-
-    def _empty_cache(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def compatibility_key(parameters: TrainingParameters) -> Hashable | None:

@@ -50,8 +50,8 @@ class TrainingModel:
             dtype=execution.dtype,
             merged=execution.merged_lora,
         )
-        self.graphs = GraphCache(recorder, "steps") if recorder else None
-        self.evaluation_graphs = GraphCache(recorder, "measurements") if recorder else None
+        self.graphs = GraphCache(recorder, "steps")
+        self.evaluation_graphs = GraphCache(recorder, "measurements")
         self.distributed: Rank | None = None
         """This process's rank if several processes train one run."""
         self.slots = slots
@@ -75,9 +75,7 @@ class TrainingModel:
 
     def free_graphs(self) -> bool:
         """Drop all recorded graphs. Returns whether there were any."""
-        caches = (self.graphs, self.evaluation_graphs)
-        dropped = [cache.clear() for cache in caches if cache is not None]
-        return any(dropped)
+        return any([self.graphs.clear(), self.evaluation_graphs.clear()])
 
 
 @contextmanager

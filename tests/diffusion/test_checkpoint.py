@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from adapters.diffusion import checkpoint
 from adapters.diffusion.checkpoint import RunState, decode_checkpoint, encode_checkpoint
-from adapters.diffusion.nan_rollback import Rollbacks
 from adapters.diffusion.oom import MemoryPlan
 from adapters.diffusion.optimizer import OptimizerState
 from application.ports import CheckpointRejected
@@ -36,7 +35,7 @@ STATE = RunState(
         EpochRecord(2, 0.1, 1e-5, 0.0, 0.0, True),
     ),
     baseline=EpochRecord(0, 0.9, 0.0, 0.9, prediction_losses=(0.8, 1.0)),
-    rollbacks=Rollbacks(2),
+    rollbacks=2,
     memory=MemoryPlan(3, checkpointing=True),
     loss_scale={"scale": 1024.0, "_growth_tracker": 5},
 )

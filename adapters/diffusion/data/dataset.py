@@ -128,9 +128,9 @@ def encode_dataset(
     for image, size in images:
         fitted = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
         bucket = views.setdefault(size, [])
-        bucket.append(_pixels(fitted))
+        bucket.append(pixels_of(fitted))
         if flipped:
-            bucket.append(_pixels(ImageOps.mirror(fitted)))
+            bucket.append(pixels_of(ImageOps.mirror(fitted)))
         sizes.append(size)
     with on_device(base.vae, device):
         posteriors = {s: _encode_bucket(base, bucket, s, device) for s, bucket in views.items()}
@@ -149,32 +149,21 @@ def encode_dataset(
 def _encode_bucket(
     base: BaseModel, views: list[torch.Tensor], size: Size, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode views of one size in batches of at most ``PIXELS_AT_ONCE``."""
-    count = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
-    encoded = [_encode(base, some, device) for some in torch.split(torch.cat(views), count)]
+    """Mean and standard deviation of the latents of views of one size, encoded in batches of at
+    most ``PIXELS_AT_ONCE``; on out-of-memory one by one."""
+
+    def encode(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        posterior = base.vae.encode(pixels.to(device)).latent_dist
+        return posterior.mean, posterior.std
+
+    encoded = []
+    for pixels in torch.split(torch.cat(views), max(1, PIXELS_AT_ONCE // (size[0] * size[1]))):
+        encoded += split_on_oom(encode, pixels, lambda some: torch.split(some, 1))
     means, stds = zip(*encoded, strict=True)
     return torch.cat(means), torch.cat(stds)
 
 
-def _encode(
-    base: BaseModel, pixels: torch.Tensor, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of the latents of (n, 3, h, w) in [-1, 1].
-
-    On out-of-memory the images are encoded one by one.
-    """
-
-    def encode(some: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        posterior = base.vae.encode(some.to(device)).latent_dist
-        return posterior.mean, posterior.std
-
-    means, stds = zip(
-        *split_on_oom(encode, pixels, lambda some: torch.split(some, 1)), strict=True
-    )
-    return torch.cat(means), torch.cat(stds)
-
-
-def _pixels(image: Image.Image) -> torch.Tensor:
+def pixels_of(image: Image.Image) -> torch.Tensor:
     """Pixel values, (1, 3, h, w) in [-1, 1]."""
     values = np.asarray(image.convert("RGB"), dtype=np.float32) / 127.5 - 1.0
     return torch.from_numpy(values).permute(2, 0, 1)[None]

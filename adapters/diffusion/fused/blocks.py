@@ -21,13 +21,8 @@ from diffusers.models.transformers.transformer_2d import (
 )
 from torch.nn import functional
 
-from adapters.diffusion.fused.operations import (
-    added,
-    gated,
-    group_norm,
-    layer_norm,
-)
-from adapters.diffusion.lora_layers import project
+from adapters.diffusion.fused.operations import added, gated, group_norm, layer_norm
+from adapters.diffusion.lora_layers import project, stand_in
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -63,14 +58,14 @@ def with_fused_blocks(unet: UNet2DConditionModel) -> UNet2DConditionModel:
             if type(child) is Attention:
                 child.set_processor(FusedAttention())
             elif type(child) is ResnetBlock2D:
-                setattr(parent, name, _stand_in(FusedResnetBlock, child))
+                setattr(parent, name, stand_in(FusedResnetBlock, child))
             elif type(child) is Transformer2DModel:
-                setattr(parent, name, _stand_in(FusedTransformer, child))
+                setattr(parent, name, stand_in(FusedTransformer, child))
             elif type(child) is BasicTransformerBlock:
-                setattr(parent, name, _stand_in(FusedTransformerBlock, child))
+                setattr(parent, name, stand_in(FusedTransformerBlock, child))
             elif type(child) is GEGLU:
-                setattr(parent, name, _stand_in(FusedGEGLU, child))
-    fused.conv_norm_out = _stand_in(FusedGroupNormSiLU, fused.conv_norm_out)
+                setattr(parent, name, stand_in(FusedGEGLU, child))
+    fused.conv_norm_out = stand_in(FusedGroupNormSiLU, fused.conv_norm_out)
     fused.conv_act = torch.nn.Identity()
     return fused
 
@@ -205,13 +200,6 @@ class FusedGroupNormSiLU(torch.nn.GroupNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """For (n, c, h, w)."""
         return group_norm(x, self, activated=True)[0]
-
-
-def _stand_in(kind: type[Module], block: torch.nn.Module) -> Module:
-    """An instance of ``kind`` with the block's own layers and settings."""
-    stand_in = kind.__new__(kind)
-    stand_in.__dict__.update(block.__dict__)
-    return stand_in
 
 
 def _are_frozen(*layers: torch.nn.Module) -> bool:

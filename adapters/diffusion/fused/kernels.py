@@ -426,16 +426,7 @@ def gate_gradient(dy, x, dx, rows, width, ROWS: tl.constexpr, BLOCK: tl.constexp
 
 
 @triton.jit
-def add(
-    a,
-    b,
-    bias,
-    y,
-    numbers,
-    channels,
-    inverse,
-    BLOCK: tl.constexpr,
-):
+def add(a, b, bias, y, numbers, channels, inverse, BLOCK: tl.constexpr):
     """``a + b`` plus one value per channel."""
     first = tl.program_id(0).to(tl.int64) * BLOCK
     index = tl.arange(0, BLOCK)
