@@ -30,6 +30,7 @@ IMPORTED = (
     "adapters.rabbitmq.queue",
     "adapters.s3.store",
     "adapters.webhook.notifier",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
     "entrypoints.bootstrap",
     "entrypoints.check",
     "entrypoints.settings",
@@ -37,6 +38,9 @@ IMPORTED = (
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
 )
+PREVIEW_STEPS = 4
+"""Denoising steps of a preview, where the command gives none. Most tests train for less time than
+the usual 20 steps take."""
 MAX_REQUEST = 128 * 1024
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -131,6 +135,9 @@ def main() -> None:
     import_libraries()
     for name in IMPORTED:
         import_module(name)
+    from adapters.diffusion import preview
+
+    preview.STEPS = PREVIEW_STEPS
     assert threading.active_count() == 1, "a fork would not have the other threads"
     gc.freeze()
     with socket.socket(fileno=os.dup(0)) as connection:
