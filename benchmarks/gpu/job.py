@@ -22,6 +22,7 @@ import torch
 
 from adapters.diffusion.base.model import load_base
 from adapters.diffusion.execution import choose_execution
+from adapters.diffusion.preview import STEPS
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from adapters.images.folder import find_images
@@ -51,6 +52,7 @@ def whole_job(options: argparse.Namespace, device: torch.device, folder: Path) -
     command = [sys.executable, "-m", "benchmarks.gpu.job", str(base), str(images)]
     command += ["--device", str(device), "--epochs", str(options.epochs)]
     command += ["--resolution", str(64 if options.tiny else RESOLUTION)]
+    command += ["--preview-steps", str(2 if options.tiny else STEPS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-300:])
@@ -67,11 +69,14 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--resolution", type=int, default=RESOLUTION)
+    parser.add_argument("--preview-steps", type=int, default=STEPS)
     options = parser.parse_args()
     device = torch.device(options.device)
     execution = choose_execution(device)
     base = load_base(str(options.base))
-    trainer = DiffusionTrainer(base, decode, device, execution=execution)
+    trainer = DiffusionTrainer(
+        base, decode, device, execution=execution, preview_steps=options.preview_steps
+    )
     wait_for(device)
     loaded = _age()
     folder: Path = options.images
