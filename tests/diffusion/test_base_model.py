@@ -186,6 +186,19 @@ def test_an_unknown_name_is_rejected_without_the_hub_clients_advice(name: str) -
     assert [str(warning.message) for warning in shown] == []
 
 
+@pytest.mark.usefixtures("offline")
+def test_a_model_in_the_hubs_cache_is_loaded_without_the_hub(
+    base: BaseModel, small_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    model, commit = tmp_path / "models--someone--base", "0" * 40
+    shutil.copytree(small_base_folder, model / "snapshots" / commit)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(commit)
+    loaded = load_base("someone/base")
+    assert (loaded.name, loaded.fingerprint) == ("someone/base", base.fingerprint)
+
+
 def test_an_unreachable_hub_is_reported_within_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -216,10 +229,10 @@ def test_a_hub_that_cannot_be_resolved_is_reported_within_seconds(
 def test_a_missing_path_is_not_looked_up_on_the_hub(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def download(*_arguments: object) -> None:
+    def download(*_arguments: object, **_options: object) -> None:
         raise AssertionError("looked up on the hub")
 
-    monkeypatch.setattr("adapters.diffusion.base.pipeline_files.hf_hub_download", download)
+    monkeypatch.setattr("adapters.diffusion.base.pipeline_files.snapshot_download", download)
     assert rejection(name).endswith("a file or a hub name; check the path")
 
 

@@ -10,11 +10,9 @@ from typing import Any
 
 import torch
 
-from adapters.diffusion.base.pipeline_files import PipelineParts
 
-
-def fingerprint_of(pipeline: PipelineParts) -> str:
-    """SHA-256, in hex, over the weights and configurations that training uses.
+def fingerprint_of(components: Mapping[str, Any]) -> str:
+    """SHA-256, in hex, over the weights and configurations that training uses of a pipeline.
 
     Weights are hashed in float32. A diffusers folder and a single-file checkpoint of the same
     model have the same fingerprint, and so do float32 and float16 files of weights that float16
@@ -23,12 +21,9 @@ def fingerprint_of(pipeline: PipelineParts) -> str:
     weights = {
         f"{part}.{name}": weight
         for part in ("unet", "vae", "text_encoder")
-        for name, weight in getattr(pipeline, part).state_dict().items()
+        for name, weight in components[part].state_dict().items()
     }
-    configs = [
-        _public(config)
-        for config in (pipeline.unet.config, pipeline.vae.config, pipeline.scheduler.config)
-    ]
+    configs = [_public(components[part].config) for part in ("unet", "vae", "scheduler")]
     whole = hashlib.sha256(json.dumps(configs, sort_keys=True, default=str).encode())
     with ThreadPoolExecutor() as pool:  # hashlib releases the GIL
         digests = dict(zip(weights, pool.map(_digest_of, weights.values()), strict=True))

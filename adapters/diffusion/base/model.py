@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from adapters.diffusion.base.fingerprint import fingerprint_of
-from adapters.diffusion.base.pipeline_files import read_pipeline
+from adapters.diffusion.base.pipeline_files import read_components
 
 _SD15 = ((320, 640, 1280, 1280), 2, 768)
 """Block widths, layers per block, and text encoder width of the UNet."""
@@ -68,15 +68,15 @@ def load_base(name: str, config_folder: Path | None = None) -> BaseModel:
     Raises:
         BaseModelInvalid: the model cannot be loaded, or is not a Stable Diffusion 1.5.
     """
-    pipeline = read_pipeline(name, config_folder)
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        torch.nn.Module.float(part).eval().requires_grad_(False)
+    components = read_components(name, config_folder)
+    for part in ("unet", "vae", "text_encoder"):
+        torch.nn.Module.float(components[part]).eval().requires_grad_(False)
     return BaseModel(
         name=Path(name).name if Path(name).exists() else name,
-        tokenizer=pipeline.tokenizer,
-        text_encoder=pipeline.text_encoder,
-        vae=pipeline.vae,
-        unet=pipeline.unet,
-        noise_schedule=DDPMScheduler.from_config(pipeline.scheduler.config),
-        fingerprint=fingerprint_of(pipeline),
+        tokenizer=components["tokenizer"],
+        text_encoder=components["text_encoder"],
+        vae=components["vae"],
+        unet=components["unet"],
+        noise_schedule=DDPMScheduler.from_config(components["scheduler"].config),
+        fingerprint=fingerprint_of(components),
     )

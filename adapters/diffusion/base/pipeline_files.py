@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
-from huggingface_hub import hf_hub_download
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -24,43 +24,37 @@ _EXPECTED = {
     "tokenizer": {"CLIPTokenizer", "CLIPTokenizerFast"},
 }
 _INDEX = "model_index.json"
-_TEXT, _WEIGHTS, _SHARDS = "text_encoder", "model.safetensors", "model-*.safetensors"
+_FILES = [
+    "*.json",
+    "tokenizer/*",
+    "*/diffusion_pytorch_model.safetensors",
+    "*/diffusion_pytorch_model-*.safetensors",
+    "text_encoder/model.safetensors",
+    "text_encoder/model-*.safetensors",
+]
+"""Files of a model at the hub that training uses: not those in half precision."""
 _PREFIX = "text_model."
 """Of the text encoder's weights; models of transformers 5 and some files omit it."""
 _PREDICTIONS = {"epsilon", "v_prediction"}
 _LATENT_CHANNELS = 4
 
 
-@dataclass(frozen=True)
-class PipelineParts:
-    """The parts of a pipeline that training uses."""
+def read_components(name: str, config_folder: Path | None) -> dict[str, Any]:
+    """Load a pipeline's components: tokenizer, text encoder, VAE, UNet and scheduler.
 
-    tokenizer: CLIPTokenizer
-    text_encoder: CLIPTextModel
-    vae: AutoencoderKL
-    unet: UNet2DConditionModel
-    scheduler: SchedulerMixin
-
-
-def read_pipeline(name: str, config_folder: Path | None) -> PipelineParts:
-    """Load a pipeline's parts, in float32, from safetensors files only: no pickle, no remote code.
-
-    Args: as in ``load_base``.
-
-    Raises:
-        BaseModelInvalid: the model cannot be loaded, or is not a Stable Diffusion 1.5.
+    Arguments and errors are those of ``load_base``.
     """
     check_name(name)
     path = Path(name)
     if path.is_file():
-        parts = _from_file(name, path, config_folder)
+        components = _from_file(name, path, config_folder)
     else:
-        parts = _from_folder_or_hub(name, path)
-    _check(name, parts)
-    return parts
+        components = _from_folder(name, path if path.is_dir() else _downloaded(name))
+    _check(name, components)
+    return components
 
 
-def _from_file(name: str, path: Path, config_folder: Path | None) -> PipelineParts:
+def _from_file(name: str, path: Path, config_folder: Path | None) -> dict[str, Any]:
     if path.suffix.lower() in PICKLES:
         raise BaseModelInvalid(name, "is a pickle, which can run code; give a .safetensors file")
     if path.suffix.lower() != ".safetensors":
@@ -79,70 +73,53 @@ def _from_file(name: str, path: Path, config_folder: Path | None) -> PipelinePar
             f"{'' if local else ', and allow access to the hub, which has its configuration'}"
             f" ({_in_one_line(error)})",
         ) from error
-    return PipelineParts(
-        tokenizer=pipeline.tokenizer,
-        text_encoder=pipeline.text_encoder,
-        vae=pipeline.vae,
-        unet=pipeline.unet,
-        scheduler=pipeline.scheduler,
-    )
+    return dict(pipeline.components)
 
 
-def _from_folder_or_hub(name: str, path: Path) -> PipelineParts:
-    if path.is_dir():
-        _check_folder(name, path)
-    # Without this check the hub's client would retry for a minute.
-    offline = not path.is_dir() and hub_has(name) is None
+def _downloaded(name: str) -> Path:
+    """The folder in the hub's cache with the model's files, which are downloaded if needed."""
+    offline = hub_has(name) is None  # the hub's client would retry for a minute
     try:
-        index = _index(name, path, offline=offline)
+        return Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=offline))
     except Exception as error:  # the hub client raises many types
-        if path.is_dir():
-            raise BaseModelInvalid(
-                name, f"has a damaged {_INDEX}; give a complete folder ({_in_one_line(error)})"
-            ) from error
         raise BaseModelInvalid(
             name,
             "is not a folder or a file, and could not be loaded from the hub; "
             f"check the name and the connection ({_in_one_line(error)})",
         ) from error
-    found = index.get("_class_name")
-    parts = {part: _class_of(index.get(part)) for part in _EXPECTED}
-    if found != _PIPELINE or any(parts[part] not in _EXPECTED[part] for part in _EXPECTED):
-        classes = ", ".join(str(part) for part in parts.values())
+
+
+def _from_folder(name: str, folder: Path) -> dict[str, Any]:
+    _check_folder(name, folder)
+    try:
+        index = json.loads((folder / _INDEX).read_text("utf-8"))
+        found = index.get("_class_name")
+    except (OSError, ValueError, AttributeError) as error:
         raise BaseModelInvalid(
-            name, f"is a {found} of {classes}; give a Stable Diffusion 1.5, which is a {_PIPELINE}"
+            name, f"has a damaged {_INDEX}; give a complete folder ({_in_one_line(error)})"
+        ) from error
+    classes = {part: _class_of(index.get(part)) for part in _EXPECTED}
+    if found != _PIPELINE or any(classes[part] not in _EXPECTED[part] for part in _EXPECTED):
+        named = ", ".join(str(part) for part in classes.values())
+        raise BaseModelInvalid(
+            name, f"is a {found} of {named}; give a Stable Diffusion 1.5, which is a {_PIPELINE}"
         )
     # Part by part: importing the pipeline itself takes long, and only previews use it.
-    safetensors: dict[str, Any] = {"use_safetensors": True, "local_files_only": offline}
     try:
         scheduler = getattr(diffusers, str(_class_of(index.get("scheduler"))))
-        return PipelineParts(
-            tokenizer=CLIPTokenizer.from_pretrained(
-                name, subfolder="tokenizer", local_files_only=offline
-            ),
-            text_encoder=_text_encoder(name, path, offline=offline),
-            vae=AutoencoderKL.from_pretrained(name, subfolder="vae", **safetensors),
-            unet=UNet2DConditionModel.from_pretrained(name, subfolder="unet", **safetensors),
-            scheduler=scheduler.from_pretrained(
-                name, subfolder="scheduler", local_files_only=offline
-            ),
-        )
+        return {
+            "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+            "text_encoder": _text_encoder(folder / "text_encoder"),
+            "vae": AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True),
+            "unet": UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True),
+            "scheduler": scheduler.from_pretrained(folder / "scheduler"),
+        }
     except Exception as error:  # the files may hold anything
         raise BaseModelInvalid(
             name,
             "cannot be loaded; give a complete Stable Diffusion 1.5 in safetensors "
             f"({_in_one_line(error)})",
         ) from error
-
-
-def _index(name: str, path: Path, *, offline: bool) -> dict[str, Any]:
-    """The pipeline's class and, by the name of each part, its library and class."""
-    if not path.is_dir():
-        path = Path(hf_hub_download(name, _INDEX, local_files_only=offline)).parent
-    index = json.loads((path / _INDEX).read_text("utf-8"))
-    if not isinstance(index, dict):
-        raise ValueError("it is not a JSON object")
-    return index
 
 
 def _class_of(entry: object) -> str | None:
@@ -153,24 +130,18 @@ def _class_of(entry: object) -> str | None:
     return None
 
 
-def _text_encoder(name: str, path: Path, *, offline: bool) -> CLIPTextModel:
+def _text_encoder(folder: Path) -> CLIPTextModel:
     """Load the text encoder. Raises an error if weights are missing.
 
     Not with its ``from_pretrained``, which imports sympy and draws missing weights at random.
     """
-    if not path.is_dir():
-        file = hf_hub_download(name, f"{_TEXT}/{_WEIGHTS}", local_files_only=offline)
-        hf_hub_download(name, f"{_TEXT}/config.json", local_files_only=offline)
-        path = Path(file).parent.parent
-    model = _Uninitialised(CLIPTextConfig.from_pretrained(path / _TEXT))
-    whole = path / _TEXT / _WEIGHTS
+    model = _Uninitialised(CLIPTextConfig.from_pretrained(folder))
+    whole = folder / "model.safetensors"
     names = {key.removeprefix(_PREFIX): key for key in model.state_dict()}
     weights: dict[str, torch.Tensor] = {}
-    for part in [whole] if whole.is_file() else (path / _TEXT).glob(_SHARDS):
-        for key, weight in load_file(part).items():
+    for file in [whole] if whole.is_file() else folder.glob("model-*.safetensors"):
+        for key, weight in load_file(file).items():
             weights[names.get(key.removeprefix(_PREFIX), key)] = weight
-    if not weights:
-        raise ValueError(f"{_TEXT} has no {_WEIGHTS}")
     missing, _ = model.load_state_dict(weights, strict=False)  # old files also have positions
     if missing:
         raise ValueError(f"the text encoder lacks {min(missing)}")
@@ -200,20 +171,21 @@ def _check_folder(name: str, path: Path) -> None:
             raise BaseModelInvalid(name, remedy)
 
 
-def _check(name: str, found: PipelineParts) -> None:
-    parts = (found.unet, found.vae, found.text_encoder)
+def _check(name: str, components: Mapping[str, Any]) -> None:
+    unet, text_encoder = components["unet"], components["text_encoder"]
+    parts = (unet, components["vae"], text_encoder)
     if any(weight.is_meta for part in parts for weight in part.parameters()):
         raise BaseModelInvalid(name, "lacks some of its weights; give a complete checkpoint")
-    unet = found.unet.config
-    if unet.in_channels != _LATENT_CHANNELS:
+    if unet.config.in_channels != _LATENT_CHANNELS:
         raise BaseModelInvalid(
-            name, f"takes {unet.in_channels} channels, as for inpainting; give a plain model"
+            name,
+            f"takes {unet.config.in_channels} channels, as for inpainting; give a plain model",
         )
-    if unet.cross_attention_dim != found.text_encoder.config.hidden_size:
+    if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
         raise BaseModelInvalid(
             name, "its text encoder does not fit its unet; give a complete model"
         )
-    predicts = found.scheduler.config.get("prediction_type", "epsilon")
+    predicts = components["scheduler"].config.get("prediction_type", "epsilon")
     if predicts not in _PREDICTIONS:
         raise BaseModelInvalid(
             name, f"predicts {predicts!r}; give one that predicts noise or velocity"
