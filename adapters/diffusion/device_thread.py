@@ -34,18 +34,15 @@ class DeviceThread(Generic[Run, Report]):
     Args:
         take_step: trains the next step of some runs; returns each one's report or error.
         max_wait: maximum number of seconds that a short step waits for the runs of the last one.
-        monotonic: a clock in seconds that never goes back.
     """
 
     def __init__(
         self,
         take_step: Callable[[Sequence[Run]], Mapping[Run, Report | Exception]],
         max_wait: float = MAX_WAIT,
-        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._take_step = take_step
         self._max_wait = max_wait
-        self._now = monotonic
         self._changed = threading.Condition()
         """Lock of everything below."""
         self._users = 0
@@ -82,7 +79,7 @@ class DeviceThread(Generic[Run, Report]):
         """
         done: Future[Result] = Future()
         with self._changed:
-            self._calls.append((self._now(), work, done))
+            self._calls.append((time.monotonic(), work, done))
             self._changed.notify_all()
         return done.result()
 
@@ -96,7 +93,7 @@ class DeviceThread(Generic[Run, Report]):
         done: Future[Report] = Future()
         with self._changed:
             if not self._ready:
-                self._ready_since = self._now()
+                self._ready_since = time.monotonic()
             self._ready[run] = done
             self._changed.notify_all()
         return done.result()
@@ -130,7 +127,7 @@ class DeviceThread(Generic[Run, Report]):
                 if self._ready:
                     limit = max(self._max_wait, _SHARE_OF_STEP * self._duration)
                     missing = not self._expected <= self._ready.keys()
-                    wait = self._ready_since + limit - self._now() if missing else 0.0
+                    wait = self._ready_since + limit - time.monotonic() if missing else 0.0
                     if wait <= 0 and not (self._calls and self._calls[0][0] < self._ready_since):
                         ready, self._ready = self._ready, {}
                         self._expected = set(ready)
@@ -143,14 +140,14 @@ class DeviceThread(Generic[Run, Report]):
             return None
 
     def _step_all(self, ready: Mapping[Run, Future[Report]]) -> None:
-        began = self._now()
+        began = time.monotonic()
         outcomes: Mapping[Run, Report | BaseException]
         try:
             outcomes = self._take_step(list(ready))
         except BaseException as error:  # raised for each run, in its own thread
             outcomes = dict.fromkeys(ready, error)
         with self._changed:
-            self._duration = self._now() - began
+            self._duration = time.monotonic() - began
         for run, done in ready.items():
             outcome = outcomes[run]
             if isinstance(outcome, BaseException):

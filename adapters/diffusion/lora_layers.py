@@ -18,10 +18,11 @@ from torch.nn import functional
 from adapters.diffusion.data.rng import generator_for
 from adapters.diffusion.lora_function import LoraFunction
 from adapters.diffusion.lora_targets import (
+    TEXT_ENCODER_LAYERS,
+    UNET_LAYERS,
     TargetLayers,
+    layers_ending,
     shared_inputs,
-    text_encoder_layers,
-    unet_layers,
 )
 from domain.parameters import TrainingParameters
 
@@ -79,10 +80,11 @@ class PackedLora:
         dtype: torch.dtype,
         merged: bool = False,
     ) -> None:
-        self.unet = unet_layers(unet, parameters.lora_targets)
+        targets = parameters.lora_targets
+        self.unet = layers_ending(unet, UNET_LAYERS[targets])
         self.text_encoder: TargetLayers = {}
         if text_encoder is not None:
-            self.text_encoder = text_encoder_layers(text_encoder, parameters.lora_targets)
+            self.text_encoder = layers_ending(text_encoder, TEXT_ENCODER_LAYERS[targets])
         self.dropout, self.dora, self.merged = parameters.lora_dropout, parameters.use_dora, merged
         self.active: Sequence[LoraMatrices] | None = None
         """Each layer's matrices in this pass, stacked if they are of several styles; None if the

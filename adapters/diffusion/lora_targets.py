@@ -11,15 +11,18 @@ from domain.parameters import LoraTargets
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """The projections of every attention layer, self and cross."""
 _FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
-_CONVOLUTIONS = ("proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj")
-_SAMPLERS = ("downsamplers.0.conv", "upsamplers.0.conv")
-_UNET = {
+_CONVOLUTIONS = (
+    *("proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj"),
+    *("downsamplers.0.conv", "upsamplers.0.conv"),
+)
+UNET_LAYERS = {
     LoraTargets.ATTENTION: ATTENTION,
     LoraTargets.FEED_FORWARD: ATTENTION + _FEED_FORWARD,
-    LoraTargets.CONVOLUTIONS: ATTENTION + _FEED_FORWARD + _CONVOLUTIONS + _SAMPLERS,
+    LoraTargets.CONVOLUTIONS: ATTENTION + _FEED_FORWARD + _CONVOLUTIONS,
 }
+"""Endings of the names of the layers that carry LoRA."""
 _TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-_TEXT_ENCODER = {
+TEXT_ENCODER_LAYERS = {
     LoraTargets.ATTENTION: _TEXT_ATTENTION,
     LoraTargets.FEED_FORWARD: (*_TEXT_ATTENTION, "fc1", "fc2"),
     LoraTargets.CONVOLUTIONS: (*_TEXT_ATTENTION, "fc1", "fc2"),
@@ -30,14 +33,14 @@ TargetLayers = dict[str, torch.nn.Linear | torch.nn.Conv2d]
 """Layers by their names in the model, in the model's order."""
 
 
-def unet_layers(unet: torch.nn.Module, targets: LoraTargets) -> TargetLayers:
-    """The UNet's layers that carry LoRA."""
-    return _ending_with(unet, _UNET[targets])
-
-
-def text_encoder_layers(text_encoder: torch.nn.Module, targets: LoraTargets) -> TargetLayers:
-    """The text encoder's layers that carry LoRA."""
-    return _ending_with(text_encoder, _TEXT_ENCODER[targets])
+def layers_ending(model: torch.nn.Module, endings: Iterable[str]) -> TargetLayers:
+    """The linear and convolutional layers whose names end with one of these."""
+    dotted = tuple(f".{ending}" for ending in endings)
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if name.endswith(dotted) and isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+    }
 
 
 def shared_inputs(unet: torch.nn.Module, names: Iterable[str]) -> list[tuple[str, ...]]:
@@ -50,12 +53,3 @@ def shared_inputs(unet: torch.nn.Module, names: Iterable[str]) -> list[tuple[str
         shares = child in (_CROSS_ATTENTION if cross else _SELF_ATTENTION)
         groups.setdefault(parent if shares else name, []).append(name)
     return [tuple(group) for group in groups.values()]
-
-
-def _ending_with(model: torch.nn.Module, endings: tuple[str, ...]) -> TargetLayers:
-    dotted = tuple(f".{ending}" for ending in endings)
-    return {
-        name: layer
-        for name, layer in model.named_modules()
-        if name.endswith(dotted) and isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
-    }

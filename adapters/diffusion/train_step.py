@@ -132,8 +132,11 @@ class Batch:
     def split(self, count: int) -> Iterator[Batch]:
         """Micro-batches of at most ``count`` images. They share this batch's memory."""
         for start in range(0, len(self.noisy_latents), count):
-            part = slice(start, start + count)
-            yield replace(self, **{name: getattr(self, name)[part] for name in _PER_IMAGE})
+            yield self.part(slice(start, start + count))
+
+    def part(self, images: slice) -> Batch:
+        """Some of the images. They share this batch's memory."""
+        return replace(self, **{name: getattr(self, name)[images] for name in _PER_IMAGE})
 
     def _tensors(self) -> Iterator[torch.Tensor]:
         return (getattr(self, field.name) for field in fields(self))

@@ -9,7 +9,7 @@ import torch
 
 from adapters.common.device_memory import on_device
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.cuda_graphs import GraphCache, Recorder
+from adapters.diffusion.cuda_graphs import GraphCache
 from adapters.diffusion.data_parallel import Rank
 from adapters.diffusion.execution import ExecutionOptions
 from adapters.diffusion.lora_layers import PackedLora, lora_installed
@@ -22,7 +22,6 @@ class TrainingModel:
     Args:
         parameters: of the first run; the others have the same LoRA layers.
         slots: maximum number of open runs.
-        recorder: records passes; None to run them eagerly.
     """
 
     def __init__(
@@ -32,7 +31,6 @@ class TrainingModel:
         device: torch.device,
         execution: ExecutionOptions,
         slots: int,
-        recorder: Recorder | None,
     ) -> None:
         self.parameters, self.device, self.dtype = parameters, device, execution.dtype
         self.memory_format = torch.contiguous_format
@@ -50,6 +48,10 @@ class TrainingModel:
             dtype=execution.dtype,
             merged=execution.merged_lora,
         )
+        # The host seeds dropout for each step, and makes the text encoder's masks.
+        eager = parameters.lora_dropout or parameters.train_text_encoder
+        make = None if eager else execution.make_recorder
+        recorder = make(device) if make else None
         self.graphs = GraphCache(recorder, "steps")
         self.evaluation_graphs = GraphCache(recorder, "measurements")
         self.distributed: Rank | None = None
@@ -84,19 +86,13 @@ def training_model(
     parameters: TrainingParameters,
     device: torch.device,
     execution: ExecutionOptions,
-    slots: int = 1,
+    slots: int,
 ) -> Iterator[TrainingModel]:
-    """In the with-block, the base carries LoRA layers. On leaving it is restored, bit for bit.
-
-    Passes with dropout, which the host seeds for each step, or with a text encoder, whose masks
-    the host makes, are not recorded.
-    """
-    eager = parameters.lora_dropout or parameters.train_text_encoder
-    recorder = execution.make_recorder(device) if execution.make_recorder and not eager else None
+    """In the with-block, the base carries LoRA layers. On leaving it is restored, bit for bit."""
     with ExitStack() as stack:
         if parameters.train_text_encoder:
             stack.enter_context(on_device(base.text_encoder, device))
-        model = TrainingModel(base, parameters, device, execution, slots, recorder)
+        model = TrainingModel(base, parameters, device, execution, slots)
         stack.enter_context(lora_installed(base.unet, model.text_encoder, model.lora))
         stack.callback(model.free_graphs)
         stack.callback(model.recompute, False)

@@ -17,8 +17,6 @@ class BaseModelInvalid(UserError, ValueError):
 
     def __init__(self, name: str, remedy: str) -> None:
         super().__init__(f"base model {name!r}: {' '.join(remedy.split())}")
-        self.name = name
-        self.remedy = remedy
 
 
 def check_name(name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import torch
 
@@ -85,40 +85,31 @@ class BatchPrefetcher:
         ]
         noise = self._send(torch.cat([draw.noise for draw in draws]))
         posterior = self._send(torch.cat([draw.vae_noise for draw in draws]))
-        chosen = [
-            torch.tensor(
-                [
-                    self.dataset.rows(batch, draw.flipped),
-                    self.dataset.rows_of_captions(
-                        batch, draw.caption_dropped, draw.caption_variants
-                    ),
-                ]
-            )
-            for batch, draw in zip(steps.values(), draws, strict=True)
+        each = list(zip(steps.values(), draws, strict=True))
+        chosen = [self.dataset.rows(batch, draw.flipped) for batch, draw in each]
+        texts = [
+            self.dataset.rows_of_captions(batch, draw.caption_dropped, draw.caption_variants)
+            for batch, draw in each
         ]
-        indices = torch.cat(
-            [torch.cat([draw.timesteps for draw in draws])[None], torch.cat(chosen, 1)]
-        )
-        timesteps, rows, captions = self._send(indices)
+        indices = [torch.tensor(list(chain.from_iterable(rows))) for rows in (chosen, texts)]
+        times = torch.cat([draw.timesteps for draw in draws])
+        timesteps, rows, captions = self._send(torch.stack([times, *indices]))
         latents = self.dataset.sample(size, rows, posterior)
-        counts = [len(batch) for batch in steps.values()]
-        columns = (
-            self.objective.add_noise(latents, noise, timesteps),
-            timesteps,
-            captions,
-            self.objective.target(latents, noise, timesteps),
-            self.objective.weight[timesteps],
-            torch.zeros(len(rows), device=rows.device),
+        whole = Batch(
+            noisy_latents=self.objective.add_noise(latents, noise, timesteps),
+            timesteps=timesteps,
+            conditioning=captions,
+            target=self.objective.target(latents, noise, timesteps),
+            loss_weights=self.objective.weight[timesteps],
+            losses=torch.zeros(len(rows), device=rows.device),
+            loss_scales=torch.ones(1, device=rows.device),
+            slots=self.slot,
         )
-        each = zip(*(torch.split(column, counts) for column in columns), strict=True)
+        ends = accumulate(len(batch) for batch in steps.values())
         batches = {}
-        for step, (noisy_latents, at, text, target, weights, losses) in zip(
-            steps, each, strict=True
-        ):
-            mean = torch.full((1,), 1 / len(at), device=at.device)
-            batches[step] = Batch(
-                noisy_latents, at, text, target, weights, losses, mean, self.slot
-            )
+        for (step, images), end in zip(steps.items(), ends, strict=True):
+            part = whole.part(slice(end - len(images), end))
+            batches[step] = replace(part, loss_scales=whole.loss_scales / len(images))
         return batches
 
     def _send(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -82,10 +82,13 @@ def prepare(
 
 def _captions(base: BaseModel, plan: TrainingPlan) -> list[str]:
     """One caption per image. Warns if some are cut."""
-    captions = [caption_of(image, plan.tags, plan.parameters) for image in plan.images]
-    worded = [with_trigger_word(text, plan.parameters.trigger_word) for text in captions]
-    read = max_length(base, plan.parameters.max_token_length)
-    whole = base.tokenizer(worded, verbose=False).input_ids
+    parameters = plan.parameters
+    captions = [
+        _triggered(base, caption_of(image, plan.tags, parameters), parameters)
+        for image in plan.images
+    ]
+    read = max_length(base, parameters.max_token_length)
+    whole = base.tokenizer(captions, verbose=False).input_ids
     cut = [i for i, tokens in enumerate(whole) if len(tokens) > read]
     if cut:
         log.warning(
@@ -95,7 +98,7 @@ def _captions(base: BaseModel, plan: TrainingPlan) -> list[str]:
             plan.images[cut[0]].name,
             read - 2,  # without the begin and end tokens
         )
-    return [_triggered(base, text, plan.parameters) for text in captions]
+    return captions
 
 
 def _variants(base: BaseModel, plan: TrainingPlan) -> list[list[str]]:
