@@ -193,7 +193,7 @@ def test_a_worker_without_its_broker_is_not_ready_and_keeps_serving(tmp_path: Pa
     [
         (
             {"STATUS_HOST": "0.0.0.0", "STATUS_PORT": "9108", "STATUS_TOKEN": ""},
-            "STATUS_TOKEN is not set: '0.0.0.0' is open",
+            "STATUS_TOKEN is not set: STATUS_HOST=0.0.0.0 is open",
         ),
         ({"SENTRY_DSN": "nonsense"}, "SENTRY_DSN is not the address"),
     ],
