@@ -60,7 +60,7 @@ def fetch_images(
 
     def fetch(image: Location) -> Fetched:
         stop.check()
-        name = image.key if config.repeats_from_folders else image.name
+        name = names[image]
         try:
             data = blobs.get(image, max_bytes=config.max_image_bytes).data
             prepared = inspector.inspect(data, resolution, stop)
@@ -82,14 +82,14 @@ def fetch_images(
         )
 
     listed = Counter(images)
-    images = tuple(listed)
-    fetched = _each(fetch, images, config.fetch_concurrency, stop)
+    names = {at: at.key if config.repeats_from_folders else at.name for at in listed}
+    fetched = _each(fetch, tuple(listed), config.fetch_concurrency, stop)
 
     denials = [found for found in fetched if isinstance(found, BlobDenied)]
     if denials and not any(isinstance(found, TrainingImage) for found in fetched):
         raise ImagesDenied(str(denials[0]))
     usable, rejected = [], []
-    for image, found in zip(images, fetched, strict=True):
+    for image, found in zip(listed, fetched, strict=True):
         if isinstance(found, TrainingImage):
             usable.append(found)
             for note in () if quiet else found.facts.notes:
@@ -97,13 +97,13 @@ def fetch_images(
             continue
         if isinstance(found, BlobDenied):
             if not quiet:
-                log.warning("%s is left out: %s", image.name, found)
-            found = RejectedImage(image.name, "the file is not there or may not be read")
+                log.warning("%s is left out: %s", names[image], found)
+            found = RejectedImage(names[image], "the file is not there or may not be read")
         rejected.append(found)
     for image, times in listed.items():
         if times > 1:
             reason = f"it is listed {times} times, and counts once"
-            rejected.append(RejectedImage(image.name, reason, times - 1))
+            rejected.append(RejectedImage(names[image], reason, times - 1))
     return ImageSet(tuple(usable), tuple(rejected))
 
 

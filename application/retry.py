@@ -22,7 +22,7 @@ POLL_SECONDS = 1.0
 
 
 def backoff(
-    tries: int,
+    retries: int,
     retry_after: float | None = None,
     *,
     first: float = FIRST_PAUSE,
@@ -32,12 +32,12 @@ def backoff(
     """Seconds to wait before the next try: exponential backoff with jitter.
 
     Args:
-        tries: number of earlier pauses.
+        retries: number of earlier pauses.
         retry_after: lower limit in seconds, from ``Retry-After``.
         first: the first pause in seconds; each further one is twice as long, up to ``max_pause``.
         random: a number from 0 to 1; 0 halves the pause, 1 leaves it.
     """
-    pause = min(max_pause, first * 2.0 ** min(tries, 16)) * (0.5 + 0.5 * random())
+    pause = min(max_pause, first * 2.0 ** min(retries, 16)) * (0.5 + 0.5 * random())
     return max(pause, retry_after or 0.0)
 
 
@@ -50,17 +50,17 @@ def retry(
         Unavailable: the last failure.
     """
     deadline = clock.monotonic() + timeout
-    tries = 0
+    retries = 0
     while True:
         try:
             return call()
         except Unavailable as error:
-            pause = min(backoff(tries, error.retry_after), 60.0)
+            pause = backoff(retries, error.retry_after, max_pause=60.0)
             if stop.reason is not None or clock.monotonic() + pause > deadline:
                 raise
             log.warning("retrying in %.0f s: %s", pause, error)
             sleep(pause, clock, stop)
-            tries += 1
+            retries += 1
 
 
 def sleep(seconds: float, clock: Clock, stop: StopSignal) -> None:

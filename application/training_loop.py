@@ -152,16 +152,16 @@ class TrainingLoop:
         job = record.job
         if job.checkpoint and job.progress and job.checkpoint.step >= job.progress.current_step:
             return  # no step since the last checkpoint
-        left = stop.deadline - self.store.clock.monotonic()
-        if storage.seconds >= _CHECKPOINT_SHARE * left:
+        left = _CHECKPOINT_SHARE * (stop.deadline - self.store.clock.monotonic())
+        if storage.seconds >= left:
             log.warning(
-                "no checkpoint before the exit: one takes %.1f s, and %.1f s are left",
+                "no checkpoint before the exit: one takes %.1f s, and %.1f s are left for it",
                 storage.seconds,
                 left,
             )
             return
         storage.begin(session, with_style=False)
-        if not storage.finish(timeout=_CHECKPOINT_SHARE * left):
+        if not storage.finish(timeout=left):
             log.warning(
-                "no checkpoint before the exit: its upload did not end in the %.1f s left", left
+                "no checkpoint before the exit: its upload did not end within %.1f s", left
             )

@@ -156,9 +156,9 @@ class TaskRules:
         images = len(set(task.images))
         epochs = task.requested.named.get("epochs") or default_epochs(images)
         if epochs * images > self.max_steps:
-            steps = f"which with {images} images makes {epochs * images} steps"
+            product = f"and with {images} images epochs x images is {epochs * images}"
             remedy = f"give epochs x images of at most {self.max_steps} (MAX_JOB_STEPS)"
-            found = ValueDescription(f"{epochs}, {steps}")
+            found = ValueDescription(f"{epochs}, {product}")
             raise InvalidTask("data.parameters.epochs", found, remedy)
         resolution = task.requested.named.get("resolution")
         if resolution is not None and resolution > self.max_resolution:

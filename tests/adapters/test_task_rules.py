@@ -36,13 +36,13 @@ def task(images: int = 10, **named: Any) -> TrainingTask:
 def test_more_steps_than_allowed_are_rejected_with_the_product() -> None:
     with pytest.raises(InvalidTask) as rejected:
         rules().check(task(100, epochs=10_000))
-    assert "10000, which with 100 images makes 1000000 steps" in str(rejected.value)
+    assert "10000, and with 100 images epochs x images is 1000000" in str(rejected.value)
     assert "at most 100000 (MAX_JOB_STEPS)" in str(rejected.value)
 
 
 def test_omitted_epochs_count_at_their_default() -> None:
     rules(5_000).check(task(10))
-    with pytest.raises(InvalidTask, match="makes 5000 steps"):
+    with pytest.raises(InvalidTask, match="is 5000"):
         rules(4_999).check(task(10))
 
 

@@ -77,6 +77,21 @@ def test_a_single_denied_image_is_left_out(world: World, images: int) -> None:
         assert "05.jpg: the file is not there or may not be read" in failure.message
 
 
+def test_a_denied_image_has_the_name_that_the_others_have(world: World) -> None:
+    class Denying:
+        def get(self, at: Location, **options: Any) -> Any:
+            if at.key == "7/05.jpg":
+                raise BlobDenied("403")
+            return world.blobs.get(at, **options)
+
+    blobs: Any = Denying()
+    images = (*a_task().images, a_task().images[0])
+    config = replace(CONFIG, repeats_from_folders=True)
+    found = fetch_images(images, 512, blobs, MemoryInspector(), config, StopSignal())
+    assert found.usable[0].name == "7/00.jpg"
+    assert [image.name for image in found.rejected] == ["7/05.jpg", "7/00.jpg"]
+
+
 def test_denied_images_are_reported_to_the_operator(world: World) -> None:
     class Denying:
         def __getattr__(self, name: str) -> Any:
