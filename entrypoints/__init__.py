@@ -1,15 +1,13 @@
 """The commands. Only this package reads the environment and chooses adapters."""
 
 import sys
-from types import TracebackType
+from typing import Any
 
 
-def _print_uncaught(
-    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-) -> None:
+def _print_uncaught(kind: type[BaseException], *details: Any) -> None:
     """Ctrl-C before ``run_command`` handles it, while modules are imported, prints nothing."""
-    if not issubclass(kind, KeyboardInterrupt):
-        sys.__excepthook__(kind, error, traceback)
+    if kind is not KeyboardInterrupt:
+        sys.__excepthook__(kind, *details)
 
 
 sys.excepthook = _print_uncaught

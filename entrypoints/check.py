@@ -39,7 +39,7 @@ def check(container: Container, *, as_json: bool = False) -> int:
     for part, trial in planned:
         results.append(_try(part, trial))
         if not as_json:
-            print(_row(results[-1], width), flush=True)
+            print(_row(results[-1], width))
     if as_json:
         print(json.dumps([asdict(result) for result in results], indent=1))
     return 0 if all(result.works for result in results) else 1

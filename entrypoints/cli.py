@@ -12,6 +12,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from io import BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
@@ -73,11 +74,18 @@ class CommandParser(argparse.ArgumentParser):
         """Add ``--debug``, ``--version`` and ``--print-completion``."""
         group = self.add_argument_group("about this command")
         group.add_argument("--debug", action="store_true", help="log more, and show tracebacks")
-        group.add_argument("--version", action=_Version, help="print the version and exit")
+        group.add_argument(
+            "--version",
+            action=_Version,
+            nargs=0,
+            default=argparse.SUPPRESS,
+            help="print the version and exit",
+        )
         group.add_argument(
             "--print-completion",
             action=_Completion,
             choices=SHELLS,
+            default=argparse.SUPPRESS,
             help=f'completion for a shell: eval "$({self.script} --print-completion bash)"',
         )
 
@@ -105,19 +113,18 @@ def run_command(
         return EXIT_USAGE
     _prepare_streams()
     parser.add_common_options()
-    arguments = parser.parse_args(with_dashes(sys.argv[1:] if argv is None else argv))
-    _require_unicode(arguments, parser)
+    arguments = argparse.Namespace()
     try:
-        code = carry_out(arguments)
-        sys.stdout.flush()
-        return code
+        parser.parse_args(with_dashes(sys.argv[1:] if argv is None else argv), arguments)
+        _require_unicode(arguments, parser)
+        return carry_out(arguments)
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
             # Python flushes the rest of the output once more at the exit.
-            _discard(sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if arguments.debug:
             lines = "".join(traceback.format_exception(error)).splitlines()
             print("\n".join(map(printable, lines)), file=sys.stderr)
@@ -139,40 +146,22 @@ def _prepare_streams() -> None:
     Python leaves a closed stream as None, and the system gives its number to the next opened file.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - stays open
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as Python does for standard error
-    for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if isinstance(stream, TextIOWrapper) and stream is getattr(sys, f"__{name}__"):
-            setattr(sys, name, _reopened(stream))
-
-
-def _reopened(stream: TextIOWrapper) -> TextIOWrapper:
-    return TextIOWrapper(
-        BufferedWriter(_Output(stream.fileno(), "w", closefd=False)),
-        encoding=stream.encoding,
-        errors=stream.errors,
-        line_buffering=stream.line_buffering or stream.write_through,
-    )
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - stays open
+        elif mode == "w" and stream is getattr(sys, f"__{name}__"):
+            output = BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
+            text = TextIOWrapper(output, stream.encoding, "backslashreplace", line_buffering=True)
+            setattr(sys, name, text)
 
 
 class _Output(FileIO):
-    """A file that discards its output once the reader of its pipe has ended: a training of hours
-    should not end with it."""
+    """A stream without an error once its reader has ended, which should not end a training."""
 
     def write(self, data: Any, /) -> int:
-        try:
+        with suppress(BrokenPipeError):
             return super().write(data)
-        except BrokenPipeError:
-            _discard(self.fileno())
-            return super().write(data)
-
-
-def _discard(stream: int) -> None:
-    """Connect a stream, given by its number, to the null device."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        return len(data)
 
 
 def _require_unicode(arguments: argparse.Namespace, parser: CommandParser) -> None:
@@ -212,18 +201,12 @@ def explain(error: Exception) -> tuple[int, list[str]] | None:
 
 
 class _Version(argparse.Action):
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
-        super().__init__(option_strings, dest, nargs=0, help=help, default=argparse.SUPPRESS)
-
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         print(f"style-trainer {version()}")
         parser.exit()
 
 
 class _Completion(argparse.Action):
-    def __init__(self, option_strings: Sequence[str], dest: str, **kind: Any) -> None:
-        super().__init__(option_strings, dest, default=argparse.SUPPRESS, **kind)
-
     def __call__(
         self, parser: argparse.ArgumentParser, _namespace: object, shell: Any, *_: Any
     ) -> None:

@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from adapters.images.folder import find_images, passed_over
@@ -144,10 +143,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """Run the command and exit, even while the base model is still being loaded on its thread."""
-    code = main()
-    with suppress(OSError):
-        sys.stdout.flush()
-    os._exit(code)  # ``sys.exit`` would wait for the thread
+    os._exit(main())  # ``sys.exit`` would wait for the thread
 
 
 class _Parser(CommandParser):
