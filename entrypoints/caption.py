@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from signal import SIG_DFL
 
 from adapters.images.folder import find_caption, find_images
 from domain.errors import UserError
@@ -54,7 +55,7 @@ def _caption(arguments: argparse.Namespace) -> int:
     from entrypoints.local_run import IMAGES, MAX_LOCAL_BYTES, inspect
     from entrypoints.models import load_captioner
     from entrypoints.settings import load_settings
-    from entrypoints.shutdown import exit_at_once, signals_handled
+    from entrypoints.shutdown import signals_handled
 
     check_device(arguments.device)
     settings = load_settings(options=arguments)
@@ -76,7 +77,7 @@ def _caption(arguments: argparse.Namespace) -> int:
     if not without:
         print("every image has a caption")
         return 0
-    with signals_handled(exit_at_once):
+    with signals_handled(SIG_DFL):
         captioner = load_captioner(settings, choose_devices(settings)[0])
     assert captioner is not None  # a model is configured
     # Images whose names differ only in the extension share a caption file.

@@ -21,20 +21,19 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def signals_handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """While open, ``handler`` gets SIGTERM and SIGINT; then the former handlers do again."""
+def signals_handled(
+    handler: Callable[[int, FrameType | None], None] | signal.Handlers,
+) -> Iterator[None]:
+    """While open, ``handler`` gets SIGTERM and SIGINT; then the former handlers do again.
+
+    ``SIG_DFL`` ends the process even while an import swallows KeyboardInterrupt.
+    """
     former = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:
         for number, before in former.items():
             signal.signal(number, before)
-
-
-def exit_at_once(number: int, _frame: FrameType | None) -> None:
-    """Handle a signal while large libraries are imported: an import may swallow an exception."""
-    os.write(2, b"interrupted\n")
-    os._exit(128 + number)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from signal import SIG_DFL
 from typing import TYPE_CHECKING
 
 from domain.errors import UserError
@@ -75,9 +76,9 @@ def _work(arguments: argparse.Namespace) -> int:
     from entrypoints.connections import queue_place
     from entrypoints.logs import start_cloudwatch, start_sentry
     from entrypoints.models import import_libraries
-    from entrypoints.shutdown import exit_at_once, graceful_shutdown, signals_handled
+    from entrypoints.shutdown import graceful_shutdown, signals_handled
 
-    with signals_handled(exit_at_once):
+    with signals_handled(SIG_DFL):
         import_libraries()
     # The check prints each problem itself; its log would repeat them.
     level = "ERROR" if arguments.check else settings.log_level

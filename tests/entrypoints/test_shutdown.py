@@ -79,7 +79,7 @@ def test_a_signal_while_libraries_are_imported_ends_the_worker_at_once(
         check=False,
     )
     ended = (done.returncode, done.stdout, done.stderr)
-    assert ended == (128 + number, "", "interrupted\n")
+    assert ended == (-number, "", "")  # a shell shows 130 and 143; a fleet sees no failure
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
