@@ -47,17 +47,14 @@ class CommandParser(argparse.ArgumentParser):
 
     Args:
         name: the command's module in ``entrypoints``.
+        texts: ``usage``, ``description`` and ``epilog``, as of ``ArgumentParser``.
     """
 
-    def __init__(
-        self, name: str, *, description: str = "", epilog: str = "", usage: str | None = None
-    ) -> None:
+    def __init__(self, name: str, **texts: Any) -> None:
         super().__init__(
             prog=f"python -m entrypoints.{name}",
-            usage=usage,
-            description=description,
-            epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            **texts,
         )
         self.script = f"style-{name}"
         """The installed command, for shell completion."""

@@ -14,17 +14,19 @@ from rich.console import Console
 
 from adapters.clock import SystemClock
 from adapters.console.notifier import ConsoleNotifier
+from adapters.rabbitmq.options import RabbitOptions, TlsOptions
 from adapters.schemas.bodies import complete_body, failed_body, progress_body
 from adapters.schemas.task import TaskReader, TaskRules
 from adapters.spool import SpoolQueue
+from adapters.webhook.options import WebhookOptions
 from application.ports import BlobStore, Notifier
 from domain.location import Location
 from domain.training_plan import InitialLora
 from entrypoints.cli import version
 from entrypoints.settings import Settings
+from entrypoints.stores import bucket_folders
 
 if TYPE_CHECKING:
-    from adapters.rabbitmq.options import RabbitOptions
     from adapters.rabbitmq.queue import RabbitQueue
 
 MAX_LORA_BYTES = 512 * 1024**2
@@ -51,8 +53,6 @@ def broker_options(settings: Settings, slots: int = 1) -> RabbitOptions:
     Args:
         slots: number of messages processed at the same time.
     """
-    from adapters.rabbitmq.options import RabbitOptions, TlsOptions
-
     tls = TlsOptions(
         ca_file=settings.rabbitmq_ca_file,
         certificate=settings.rabbitmq_cert_file,
@@ -92,14 +92,10 @@ def queue_place(settings: Settings) -> str:
 def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> Iterator[Notifier]:
     """Open the backend's webhook client, or a notifier on the terminal if none is configured."""
     if settings.backend_api_url is None or settings.internal_api_token is None:
-        if settings.has_object_store:
-            yield ConsoleNotifier(console)
-        else:
-            bucket = settings.models.name
-            yield ConsoleNotifier(console, {bucket: settings.storage_folder / bucket})
+        folders = {} if settings.has_object_store else bucket_folders(settings)
+        yield ConsoleNotifier(console, folders)
         return
     from adapters.webhook.notifier import Bodies, WebhookNotifier
-    from adapters.webhook.options import WebhookOptions
 
     options = WebhookOptions(
         base_url=settings.backend_api_url,
@@ -115,11 +111,6 @@ def open_notifier(settings: Settings, console: Console, clock: SystemClock) -> I
         yield notifier
 
 
-def backend_host(settings: Settings) -> str | None:
-    """The only host that may receive the token."""
-    return urlsplit(settings.backend_api_url).hostname if settings.backend_api_url else None
-
-
 def task_parser(settings: Settings) -> TaskReader:
     """Build the task parser, which rejects tasks that break this worker's rules."""
     rules = TaskRules(
@@ -131,7 +122,7 @@ def task_parser(settings: Settings) -> TaskReader:
         max_steps=settings.max_job_steps,
         max_resolution=settings.max_resolution,
     )
-    return TaskReader(backend_host(settings), rules)
+    return TaskReader(urlsplit(settings.backend_api_url or "").hostname, rules)
 
 
 def lora_loader(blobs: BlobStore) -> Callable[[str], InitialLora]:

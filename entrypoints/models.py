@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.diffusion.base.names import hub_has, is_cached
 from adapters.images.decode import decode
 from adapters.logs.libraries import quiet_libraries
 
@@ -30,8 +31,6 @@ def default_base(device: str) -> tuple[str, str]:
     """
     if not device.startswith("cuda"):
         return str(SMALL_BASE), "the training runs on the CPU"
-    from adapters.diffusion.base.names import hub_has, is_cached
-
     if not is_cached(STABLE_DIFFUSION) and not hub_has(STABLE_DIFFUSION):
         return str(SMALL_BASE), "the Hugging Face hub cannot be reached"
     return STABLE_DIFFUSION, "there is a GPU and the model is available"
@@ -97,7 +96,6 @@ def load_captioner(settings: Settings, device: str) -> TransformersCaptioner | N
         return None
     quiet_libraries()
     from adapters.captioner import CaptionModelInvalid, TransformersCaptioner
-    from adapters.diffusion.base.names import hub_has, is_cached
 
     name = settings.caption_model
     # The library would retry for minutes.

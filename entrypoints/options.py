@@ -33,10 +33,16 @@ def path(text: str) -> Path:
 
 
 def add_style_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--style-id`` and ``--tags``."""
+    """Add ``--style-id``, ``--tags`` and ``--caption-extension``."""
     parser.add_argument("--style-id", type=int, default=1, help="the style's number (default: 1)")
     parser.add_argument(
         "--tags", type=_tags, default=(), help="keywords of the whole style, separated by commas"
+    )
+    parser.add_argument(
+        "--caption-extension",
+        type=_extension,
+        metavar="EXT",
+        help="extension of the caption files (default: .txt)",
     )
 
 
@@ -53,16 +59,6 @@ def add_caption_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help='keep words for the medium in those captions, such as "a painting of"',
-    )
-
-
-def add_caption_extension(parser: argparse.ArgumentParser) -> None:
-    """Add ``--caption-extension``."""
-    parser.add_argument(
-        "--caption-extension",
-        type=_extension,
-        metavar="EXT",
-        help="extension of the caption files (default: .txt)",
     )
 
 

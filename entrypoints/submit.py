@@ -17,7 +17,6 @@ from domain.parameters import RequestedParameters
 from domain.task import InvalidTask, TrainingTask
 from entrypoints.cli import CommandParser, run_command
 from entrypoints.options import (
-    add_caption_extension,
     add_parameter_options,
     add_style_options,
     given_parameters,
@@ -78,7 +77,6 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     add_style_options(parser)
-    add_caption_extension(parser)
     # None shows that an option was not given.
     parser.set_defaults(style_id=None, tags=None)
     add_parameter_options(parser)
@@ -253,11 +251,7 @@ def _as_given(error: InvalidTask, folder: Path, count: int) -> str:
 
 
 def _require_folder_for_options(arguments: argparse.Namespace) -> None:
-    """Check that options for a task are given only with a folder.
-
-    Raises:
-        UserError: such an option is given without a folder.
-    """
+    """Check that options for a task are given only with a folder."""
     given = set(given_parameters(arguments))
     given |= {name for name in _FOR_A_FOLDER if getattr(arguments, name) is not None}
     if given and (arguments.source is None or arguments.source.is_file()):

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from adapters.images.folder import find_images, passed_over
 from domain.errors import UserError
-from domain.limits import InvalidParameter
+from domain.limits import IntRange, InvalidParameter
 from domain.parameters import RequestedParameters
 from entrypoints.cli import CommandParser, explain, run_command
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE
 from entrypoints.options import (
-    add_caption_extension,
     add_caption_options,
     add_label_options,
     add_parameter_options,
@@ -42,8 +41,8 @@ ONLY_FOR_TRYING = (
     "hub name stable-diffusion-v1-5/stable-diffusion-v1-5"
 )
 
-MAX_PREVIEW_STEPS = 1000
-"""The timesteps of Stable Diffusion's noise schedule: a sampler cannot take more steps."""
+PREVIEW_STEPS = IntRange(1, 1000)
+"""A sampler cannot take more steps than Stable Diffusion's noise schedule has."""
 EPILOG = """\
 examples:
   python -m entrypoints.train images --out styles/watercolour
@@ -85,9 +84,8 @@ def build_parser() -> CommandParser:
         action="store_true",
         help="use the images in folders named like 10_style, each 10 times per epoch",
     )
-    add_caption_extension(parser)
-    add_caption_options(parser)
     add_style_options(parser)
+    add_caption_options(parser)
     add_label_options(parser)
     parser.add_argument(
         "--base-model",
@@ -205,13 +203,10 @@ def _export(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
 def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     requested = RequestedParameters(given_parameters(arguments))
-    for name in ("style_id", "preview_steps"):
-        number = getattr(arguments, name)
-        if number is not None and number < 1:
-            raise InvalidParameter(name, number, "give 1 or more")
-    if arguments.preview_steps is not None and arguments.preview_steps > MAX_PREVIEW_STEPS:
-        remedy = f"give at most {MAX_PREVIEW_STEPS}"
-        raise InvalidParameter("preview_steps", arguments.preview_steps, remedy)
+    if arguments.style_id < 1:
+        raise InvalidParameter("style_id", arguments.style_id, "give 1 or more")
+    if arguments.preview_steps is not None:
+        PREVIEW_STEPS.check("preview_steps", arguments.preview_steps)
 
     from adapters.console.image_notes import caption_notes, cropping_notes, image_notes
     from adapters.diffusion.base.names import check_name

@@ -63,13 +63,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _work(arguments: argparse.Namespace) -> int:
+    from adapters.logs.setup import log_uncaught_exceptions, start_logging
     from entrypoints.settings import WorkerSettings, load_settings, warn_about_names
 
     settings = load_settings(kind=WorkerSettings)
+    # The check prints each problem itself; its log would repeat them.
+    level = "ERROR" if arguments.check else settings.log_level
+    logs = start_logging(
+        level="DEBUG" if arguments.debug else level,
+        form=settings.log_format,
+        secrets=settings.secrets(),
+    )
     if arguments.gpus is not None:
         return _fleet(arguments, settings)
 
-    from adapters.logs.setup import log_uncaught_exceptions, start_logging
     from application.stop_signal import StopSignal
     from entrypoints.bootstrap import open_container
     from entrypoints.check import check, require_fit_store
@@ -80,13 +87,6 @@ def _work(arguments: argparse.Namespace) -> int:
 
     with signals_handled(SIG_DFL):
         import_libraries()
-    # The check prints each problem itself; its log would repeat them.
-    level = "ERROR" if arguments.check else settings.log_level
-    logs = start_logging(
-        level="DEBUG" if arguments.debug else level,
-        form=settings.log_format,
-        secrets=settings.secrets(),
-    )
     log_uncaught_exceptions()
     warn_about_names(settings)
     start_sentry(settings, logs)
@@ -114,7 +114,6 @@ def _work(arguments: argparse.Namespace) -> int:
 
 
 def _fleet(arguments: argparse.Namespace, settings: Settings) -> int:
-    from adapters.logs.setup import start_logging
     from adapters.nvml import GpuReader
     from entrypoints.fleet import Fleet, parse_gpus
     from entrypoints.settings import environment_on_gpu
@@ -127,11 +126,6 @@ def _fleet(arguments: argparse.Namespace, settings: Settings) -> int:
     if settings.device not in {None, "cuda", "cuda:0"}:  # each worker sees only its own GPU
         raise UserError(f"--gpus and DEVICE={settings.device}: give one of the two")
     gpus = parse_gpus(arguments.gpus, lambda: len(GpuReader()()))
-    start_logging(
-        level="DEBUG" if arguments.debug else settings.log_level,
-        form=settings.log_format,
-        secrets=settings.secrets(),
-    )
     options = [f"--{name}" for name in ("once", "debug") if getattr(arguments, name)]
     return Fleet(
         gpus,
