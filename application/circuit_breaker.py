@@ -10,7 +10,7 @@ from application.ports import Clock
 MAX_TASKS = 3
 """Number of consecutive different tasks with unexpected errors after which the worker pauses."""
 FIRST_PAUSE = 60.0
-"""Seconds; each further task doubles them."""
+"""Seconds; each further failure doubles them."""
 MAX_PAUSE = 1800.0
 
 
@@ -30,7 +30,7 @@ class CircuitBreaker:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def succeeded(self) -> None:
-        """Record a task that ended without an unexpected error."""
+        """Record a task whose message was acknowledged."""
         with self._lock:
             self._failed.clear()
             self._pause, self._paused_until = FIRST_PAUSE, 0.0

@@ -72,7 +72,7 @@ class FencedBlob:
         self._in_doubt: list[bytes] = []
         self.at = at
         self.etag: str | None = None
-        """Of the version that the next write replaces; None if there is none."""
+        """ETag of the version that the next write replaces; None if there is none."""
 
     def read(self, decode: Callable[[Any], T]) -> T | None:
         """Like ``read_json``; later writes are conditional on this state.

@@ -184,7 +184,7 @@ class JobStore:
             "style_id": task.style_id,
             "images": [str(image) for image in task.images],
             "tags": list(task.tags),
-            "parameters": json.loads(json.dumps(dict(task.requested.named))),
+            "parameters": json.loads(json.dumps(dict(task.requested.named))),  # lists for tuples
         }
         at = self.keys.job(task.task_id, TASK)
         try:
@@ -280,7 +280,7 @@ class JobStore:
         self.blobs.put(self.keys.epoch_style(task_id, epoch), style)
 
     def prune(self, job: TrainingJob, keep: int | None) -> None:
-        """Delete the old checkpoints of a finished job, and their exported weights, as
+        """Delete the old checkpoints of a finished job, and their styles, as
         ``WorkerConfig.keep_checkpoints`` says. Raises nothing: what cannot be deleted is kept.
         """
         if keep is None:

@@ -45,11 +45,11 @@ class JobRecord:
     """One job's record, open for writing by one worker, and the times of the job's parts."""
 
     def __init__(
-        self, blob: FencedBlob, writer: str, sink: EventSink, job: TrainingJob, clock: Clock
+        self, blob: FencedBlob, writer: str, events: EventSink, job: TrainingJob, clock: Clock
     ) -> None:
         self._blob = blob
         self._writer = writer
-        self._sink = sink
+        self._events = events
         self._clock = clock
         self.job = job
         """The current state of the job."""
@@ -84,12 +84,12 @@ class JobRecord:
         except Superseded as error:
             raise LeaseLost(str(error)) from None
         self.job = job
-        self._sink(event)
+        self._events(event)
 
     def apply_unsaved(self, change: Change) -> None:
         """Like ``apply``, without writing the record: a crash may lose the change."""
         self.job, event = change
-        self._sink(event)
+        self._events(event)
 
     @contextmanager
     def time(self, part: str) -> Iterator[None]:
@@ -107,7 +107,7 @@ class JobRecord:
         """Send an event for each part, and start from 0."""
         seconds, self.seconds = self.seconds, {}
         for part, spent in seconds.items():
-            self._sink(PartTimed(**self.job.ids, part=part, seconds=spent))
+            self._events(PartTimed(**self.job.ids, part=part, seconds=spent))
 
 
 def encode_job(job: TrainingJob) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class LeaseHeld(Exception):
     """Another worker holds the lease."""
 
     def __init__(self, owner: str, retry_after: float) -> None:
-        super().__init__(f"worker {owner} holds the lease for {retry_after:.0f} s more")
+        super().__init__(f"worker {owner} holds the lease")
         self.retry_after = retry_after
         """Seconds after which to try again."""
 

@@ -58,7 +58,7 @@ class HeldJob:
     record: JobRecord
     lease: Lease
     stop: StopSignal
-    """Set if the worker stops, the job is cancelled or the lease is lost."""
+    """Set if the worker stops, the job is cancelled, its style is gone or the lease is lost."""
     worker_stop: StopSignal
     """Set if the worker stops."""
 
@@ -70,7 +70,7 @@ class RunTraining:
     store: JobStore
     plan: TrainingPlanner
     trainer: Trainer
-    slots: AdmissionQueue
+    admission: AdmissionQueue
     """Shared by all users of the trainer."""
     loop: TrainingLoop
     write_report: ReportWriter
@@ -146,7 +146,7 @@ class RunTraining:
         alone = record.job.failures >= self.config.max_shared_failures
         batch_key = None if alone else self.trainer.batch_key(plan.parameters)
         with (
-            self.slots.hold(batch_key, stop, lambda: record.apply(record.job.await_slot())),
+            self.admission.hold(batch_key, stop, lambda: record.apply(record.job.await_slot())),
             self._trained(plan, held) as session,
         ):
             # Each call is retried while the store is unavailable: training again would cost more.
@@ -220,7 +220,7 @@ class RunTraining:
                 return Ack()
             plan, images = self.plan(task, job.parameters, self.trainer, stop)
             with (
-                self.slots.hold(self.trainer.batch_key(plan.parameters), stop, lambda: None),
+                self.admission.hold(self.trainer.batch_key(plan.parameters), stop, lambda: None),
                 self.trainer.open(plan, self._checkpoint(job)) as session,
             ):
                 if session.finished:

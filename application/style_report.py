@@ -22,8 +22,8 @@ from domain.task import TrainingTask
 
 log = logging.getLogger(__name__)
 
-UPLOAD_TIMEOUT = 60.0
-"""Seconds for which each file's upload is retried."""
+RETRY_TIMEOUT = 60.0
+"""Seconds for which a read of the previews, or the upload of a file, is retried."""
 
 
 class CheckpointPreviews:
@@ -38,7 +38,7 @@ class CheckpointPreviews:
         self._store = store
         self._clock = store.clock
         self._share = config.preview_share
-        self._left = config.max_previews if config.preview_share else 0
+        self._left = config.max_preview_rounds if config.preview_share else 0
         self._began = self._clock.monotonic()
         self._spent, self._rounds = 0.0, 0
 
@@ -111,7 +111,7 @@ class ReportWriter:
             after, last = draw(with_lora=True) if self.with_previews else ((), None)
             stop.check()
             get = partial(self.store.previews, task.task_id)
-            checkpoint_previews = retry(get, clock, stop, UPLOAD_TIMEOUT)
+            checkpoint_previews = retry(get, clock, stop, RETRY_TIMEOUT)
             scores = self.store.preview_scores(
                 task.task_id, [drawn for drawn, _ in checkpoint_previews]
             )
@@ -135,7 +135,7 @@ class ReportWriter:
             )
             for file in self.reporter.render(report):
                 put = partial(self.store.put_report, task.task_id, file)
-                retry(put, clock, stop, UPLOAD_TIMEOUT)
+                retry(put, clock, stop, RETRY_TIMEOUT)
         except TrainerBroken:
             raise
         except Stopped:

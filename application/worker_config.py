@@ -20,8 +20,8 @@ class WorkerConfig:
     preview_share: float = 0.05
     """Share of training time for previews at checkpoints. The first round ignores it; 0 draws
     none."""
-    max_previews: int = 20
-    """Largest number of checkpoints of a job that get previews."""
+    max_preview_rounds: int = 20
+    """Maximum number of checkpoints that get previews, in one run of the training loop."""
     keep_checkpoints: int | None = 1
     """Number of latest checkpoints kept of a finished job, with their styles, in addition to the
     best epoch's; 0 keeps none, None all."""
@@ -33,7 +33,7 @@ class WorkerConfig:
     cancel_poll: float = 5.0
     """Seconds between checks for a request to cancel."""
     max_failures: int = 5
-    """Crashes and unexplained failures since the last checkpoint after which the job fails."""
+    """Crashes and retryable failures since the last checkpoint after which the job fails."""
     max_shared_failures: int = 2
     """Failures after which a job trains without other jobs beside it, so that another job cannot
     be the cause of its crash."""

@@ -18,7 +18,7 @@ class FailureCode(StrEnum):
     LOSS_DIVERGED = "LOSS_DIVERGED"
     """The loss became infinite or NaN and did not recover."""
     STYLE_NOT_LEARNED = "STYLE_NOT_LEARNED"
-    """No epoch had a lower measured loss than the base model without the style."""
+    """Every measured epoch had a higher loss than the base model without the style."""
     INVALID_TASK = "INVALID_TASK"
     """The message is not a valid task."""
     CANCELLED = "CANCELLED"

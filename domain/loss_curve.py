@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from domain.parameters import Delivery
+from domain.parameters import DeliveredEpoch
 from domain.results import TrainingMetric
 
 STANDARD_ERRORS = 2.0
@@ -84,7 +84,7 @@ def is_worse(record: EpochRecord, other: EpochRecord) -> bool:
 
 
 def epochs_to_deliver(
-    history: Sequence[EpochRecord], baseline: EpochRecord | None, deliver: Delivery
+    history: Sequence[EpochRecord], baseline: EpochRecord | None, deliver: DeliveredEpoch
 ) -> list[EpochRecord]:
     """The epochs that may become the style, in order of preference.
 
@@ -103,7 +103,7 @@ def epochs_to_deliver(
     if not learnt:
         return []
     sound = last in learnt and not is_worse(last, learnt[0])
-    if deliver is Delivery.LAST or (deliver is Delivery.AUTO and sound):
+    if deliver is DeliveredEpoch.LAST or (deliver is DeliveredEpoch.AUTO and sound):
         return [last]
     return learnt[: learnt.index(last) + 1] if last in learnt else learnt
 

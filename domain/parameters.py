@@ -14,7 +14,7 @@ MIN_DEFAULT_EPOCHS = 100
 MAX_DEFAULT_EPOCHS = 500
 PRODIGY_LEARNING_RATE = 1.0
 """Prodigy's default factor, as its authors advise: the unscaled estimate."""
-SECOND_TRY = 0.1
+SECOND_TRY_FACTOR = 0.1
 """Factor by which a second try lowers the learning rate."""
 
 
@@ -55,7 +55,7 @@ class LoraTargets(StrEnum):
     of residual blocks and samplers; kohya's LoRA-C3Lier."""
 
 
-class Delivery(StrEnum):
+class DeliveredEpoch(StrEnum):
     """Which epoch's weights become the style."""
 
     LAST = "last"
@@ -175,7 +175,7 @@ class TrainingParameters:
     validation_epochs: int = 10
     """Epochs between measurements of the loss over fixed noises and timesteps; the last epoch is
     always measured. 0 turns all measurements off."""
-    deliver: Delivery = Delivery.AUTO
+    deliver: DeliveredEpoch = DeliveredEpoch.AUTO
     """Epoch that becomes the style: last, best (lowest measured loss) or auto. auto takes the
     last epoch, or the best one if the last one's measured loss is worse by more than two standard
     errors of the paired differences, or worse than the base model's."""
@@ -184,7 +184,7 @@ class TrainingParameters:
         for name, limit in LIMITS.items():
             # The optimizer is checked earlier in LIMITS; it decides which limit of a rate applies.
             if name in LEARNING_RATES and self.optimizer is not OptimizerName.PRODIGY:
-                limit = GRADIENT_DESCENTS_RATE
+                limit = ADAMW_LEARNING_RATE
             value = getattr(self, name)
             if value is not None or name not in MAY_BE_NONE:
                 limit.check(name, value)
@@ -219,8 +219,8 @@ class TrainingParameters:
         text = self.text_encoder_lr
         return replace(
             self,
-            learning_rate=self.learning_rate * SECOND_TRY,
-            text_encoder_lr=None if text is None else text * SECOND_TRY,
+            learning_rate=self.learning_rate * SECOND_TRY_FACTOR,
+            text_encoder_lr=None if text is None else text * SECOND_TRY_FACTOR,
         )
 
     def warmup_steps(self, total_steps: int) -> int:
@@ -232,10 +232,10 @@ class TrainingParameters:
         return min(100, total_steps // 20)
 
 
-GRADIENT_DESCENTS_RATE = FloatRange(0.0, 0.1, above_low=True)
-"""Limit of the learning rates of AdamW. Prodigy's are factors and may be larger."""
+ADAMW_LEARNING_RATE = FloatRange(0.0, 0.1, above_low=True)
+"""Limit of AdamW's learning rates. Prodigy's are factors and may be larger."""
 LEARNING_RATES = ("learning_rate", "text_encoder_lr")
-"""The parameters that ``GRADIENT_DESCENTS_RATE`` applies to."""
+"""The parameters that ``ADAMW_LEARNING_RATE`` applies to."""
 
 LIMITS: Mapping[str, Limit] = {
     "epochs": IntRange(1, 10_000),
@@ -274,7 +274,7 @@ LIMITS: Mapping[str, Limit] = {
     "max_token_length": IntRange(75, 225, multiple_of=75),
     "validation_split": FloatRange(0.0, 0.5),
     "validation_epochs": IntRange(0, 10_000),
-    "deliver": Choice(Delivery),
+    "deliver": Choice(DeliveredEpoch),
 }
 """The limit of each parameter, in the order of the checks."""
 MAY_BE_NONE = frozenset(f.name for f in fields(TrainingParameters) if f.default is None)

@@ -274,7 +274,7 @@ class Container(containers.DeclarativeContainer):
         store=store,
         plan=plan_training,
         trainer=trainer,
-        slots=admission,
+        admission=admission,
         loop=training_loop,
         write_report=write_report,
         notify_outcome=notify_outcome,

@@ -261,7 +261,7 @@ def test_a_duplicate_message_shows_no_second_job(metrics: Metrics, clock: Manual
     other = replace(task, task_id="task-of-another-worker")
     listener(received(other))
     assert slots(metrics) == {"0"}
-    listener(settled(other, RetryLater(20, "worker x holds the lease for 20 s more")))
+    listener(settled(other, RetryLater(20, "worker x holds the lease")))
     assert value(metrics, "runs_total", settlement="retry_later") == 2
 
 

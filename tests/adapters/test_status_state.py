@@ -128,16 +128,14 @@ def test_a_task_of_another_worker_takes_one_line_however_often_it_comes() -> Non
     scene = training()
     for _ in range(5):
         scene.publish(received(task(77)))
-        scene.publish(
-            settled(task(77), RetryLater(60.0, "worker b holds the lease for 60 s more"))
-        )
+        scene.publish(settled(task(77), RetryLater(60.0, "worker b holds the lease")))
     recent = shown(scene)["recent"]
     assert [job["style_id"] for job in recent[:2]] == [77, 40]
 
 
 def test_an_earlier_outcome_keeps_its_line_when_the_task_is_retried_later() -> None:
     scene = Scene()
-    wait = RetryLater(60.0, "worker b holds the lease for 60 s more")
+    wait = RetryLater(60.0, "worker b holds the lease")
     scene.publish(received(task(6)))
     scene.publish(settled(task(6), Requeue()))
     scene.publish(received(task(6)))

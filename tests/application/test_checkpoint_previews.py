@@ -57,7 +57,7 @@ def drawn_at(
     """The epochs that got previews, of epochs that train for 100 s each; and the share spent."""
     clock, blobs = ManualClock(), MemoryBlobStore()
     clock.advance(10_000)  # what was before the run counts for nothing
-    config = replace(CONFIG, preview_share=share, max_previews=most)
+    config = replace(CONFIG, preview_share=share, max_preview_rounds=most)
     store = World().store(blobs=blobs, clock=clock)
     previews = CheckpointPreviews(store, config)
     session: Any = Drawing(clock, round_seconds)

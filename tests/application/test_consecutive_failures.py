@@ -63,7 +63,7 @@ def test_crashes_of_a_worker_do_not_count_for_a_job_waiting_for_a_slot(world: Wo
 
     for _ in range(CONFIG.max_failures + 1):
         with pytest.raises(Crash):
-            world.worker(slots=Full())(a_task(), StopSignal())
+            world.worker(admission=Full())(a_task(), StopSignal())
         world.clock.advance(3 * CONFIG.lease.seconds)
     assert world.job().waits
     assert world.job().failures == 0
@@ -89,7 +89,7 @@ def test_a_job_that_failed_in_a_batch_trains_alone(world: World) -> None:
     for _ in range(CONFIG.max_shared_failures + 1):
         trainer = Crashing(world, 2, crash)
         with pytest.raises(Crash):
-            world.worker(trainer=trainer, slots=Noting(8))(a_task(), StopSignal())
+            world.worker(trainer=trainer, admission=Noting(8))(a_task(), StopSignal())
         world.clock.advance(3 * CONFIG.lease.seconds)
     assert kinds == ["rank 8"] * CONFIG.max_shared_failures + [None]
 

@@ -14,7 +14,7 @@ from domain.events import SecondTryBegan
 from domain.failure import Failure, FailureCode
 from domain.job import JobState
 from domain.loss_curve import EpochRecord, epochs_to_deliver, is_worse
-from domain.parameters import Delivery
+from domain.parameters import DeliveredEpoch
 from domain.results import TrainingMetric
 from tests.application.world import CONFIG, KEYS, TASK_ID, Watched, World, a_task
 
@@ -35,7 +35,7 @@ def record(epoch: int, loss: float | None, *own: float) -> EpochRecord:
 BEFORE = record(0, 1.0)
 
 
-def chosen(*losses: float | None, deliver: Delivery = Delivery.AUTO) -> list[int]:
+def chosen(*losses: float | None, deliver: DeliveredEpoch = DeliveredEpoch.AUTO) -> list[int]:
     history = [record(epoch, loss) for epoch, loss in enumerate(losses, start=1)]
     return [epoch.epoch for epoch in epochs_to_deliver(history, BEFORE, deliver)]
 
@@ -57,15 +57,15 @@ def test_the_last_epoch_is_delivered_unless_it_is_worse() -> None:
 
 
 def test_last_and_best_are_delivered_as_requested() -> None:
-    assert chosen(0.3, 0.5, deliver=Delivery.LAST) == [2]
-    assert chosen(0.3, 1.5, deliver=Delivery.LAST) == [2]
+    assert chosen(0.3, 0.5, deliver=DeliveredEpoch.LAST) == [2]
+    assert chosen(0.3, 1.5, deliver=DeliveredEpoch.LAST) == [2]
     noisy = [record(1, 0.40), record(2, 0.41, 0.2, -0.2, 0.2, -0.2)]
-    assert epochs_to_deliver(noisy, BEFORE, Delivery.AUTO) == noisy[1:]
-    assert epochs_to_deliver(noisy, BEFORE, Delivery.BEST) == noisy
+    assert epochs_to_deliver(noisy, BEFORE, DeliveredEpoch.AUTO) == noisy[1:]
+    assert epochs_to_deliver(noisy, BEFORE, DeliveredEpoch.BEST) == noisy
 
 
-@pytest.mark.parametrize("deliver", list(Delivery))
-def test_nothing_worse_than_the_base_is_delivered(deliver: Delivery) -> None:
+@pytest.mark.parametrize("deliver", list(DeliveredEpoch))
+def test_nothing_worse_than_the_base_is_delivered(deliver: DeliveredEpoch) -> None:
     assert chosen(1.2, 1.1, 1.01, deliver=deliver) == []
     assert chosen(float("nan"), deliver=deliver) == []
 

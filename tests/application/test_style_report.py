@@ -12,7 +12,7 @@ from adapters.memory import MemoryBlobStore, MemoryReporter, MemoryTrainer
 from application.ports import BlobUnavailable, TrainerBroken
 from application.settlement import Ack, RetryLater
 from application.stop_signal import StopReason, StopSignal
-from application.style_report import UPLOAD_TIMEOUT
+from application.style_report import RETRY_TIMEOUT
 from domain.job import JobState
 from domain.location import Bucket, Location
 from domain.report import StyleReport
@@ -103,7 +103,7 @@ def test_a_report_waits_for_the_checkpoint_previews(
 def test_a_report_is_written_later_if_the_store_stays_unavailable(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    blobs = AwayAfter(world, of_the_report, seconds=UPLOAD_TIMEOUT + 10.0)
+    blobs = AwayAfter(world, of_the_report, seconds=RETRY_TIMEOUT + 10.0)
     assert isinstance(world.worker(blobs=blobs)(a_task(), StopSignal()), RetryLater)
     assert KEYS.report(TASK_ID, "report.html") not in world.blobs.blobs
     assert world.job().state is JobState.COMPLETED

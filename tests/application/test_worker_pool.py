@@ -81,7 +81,7 @@ def test_jobs_of_one_batch_key_train_together_and_each_is_announced_once(
     queue: MemoryQueue,
 ) -> None:
     world, clock = World(), SystemClock()
-    trainer, slots = MemoryTrainer(clock, step_seconds=0.002, slots=3), AdmissionQueue(3)
+    trainer, admission = MemoryTrainer(clock, step_seconds=0.002, slots=3), AdmissionQueue(3)
     for task in tasks(5):
         queue.publish(encode_task(task))
 
@@ -89,7 +89,7 @@ def test_jobs_of_one_batch_key_train_together_and_each_is_announced_once(
         return world.worker(
             clock=clock,
             trainer=trainer,
-            slots=slots,
+            admission=admission,
             worker=f"worker-{slot}",
             keys=StorageKeys(Bucket("models")),
             config=replace(CONFIG, cancel_poll=1.0),

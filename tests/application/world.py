@@ -159,7 +159,7 @@ class World:
             "config": CONFIG,
             "worker": f"worker-{self.workers}",
             "uploads": InlineExecutor(),
-            "slots": AdmissionQueue(),
+            "admission": AdmissionQueue(),
             **parts,
         }
         config: WorkerConfig = known["config"]
@@ -174,7 +174,7 @@ class World:
                 captioner=known.get("captioner"),
             ),
             trainer=known["trainer"],
-            slots=known["slots"],
+            admission=known["admission"],
             loop=TrainingLoop(
                 store=store,
                 notifier=known["notifier"],

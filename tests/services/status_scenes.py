@@ -231,7 +231,7 @@ def training() -> Scene:
     scene.interrupt(42)
     scene.clock.advance(10)
     scene.publish(received(task(40)))
-    lease = "worker atelier-2 holds the lease for 48 s more"
+    lease = "worker atelier-2 holds the lease"
     scene.publish(settled(task(40), RetryLater(48.0, lease)))
     scene.start(42, attempt=2, resumed_from=40)
     scene.train(42, first=41, until=127)

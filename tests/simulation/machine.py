@@ -79,7 +79,7 @@ class Machine:
                 store=store, inspector=MemoryInspector(), load_lora=no_lora, config=CONFIG
             ),
             trainer=self.trainer,
-            slots=AdmissionQueue(together),
+            admission=AdmissionQueue(together),
             loop=TrainingLoop(
                 store=store,
                 notifier=notifier,

@@ -10,7 +10,7 @@ from pydantic import BaseModel, TypeAdapter
 from adapters.schemas.task import TaskMessage
 from domain.limits import Boolean, BoundedText, Choice, FloatRange, IntRange, Limit, Prompts
 from domain.parameters import (
-    GRADIENT_DESCENTS_RATE,
+    ADAMW_LEARNING_RATE,
     LEARNING_RATES,
     LIMITS,
     MAY_BE_NONE,
@@ -50,7 +50,7 @@ def task_schemas() -> dict[str, Schema]:
 def parameters_schema() -> Schema:
     """Schema of a task's training parameters. Null has the same meaning as a missing value."""
     defaults = TypeAdapter(TrainingParameters).json_schema()["properties"]
-    texts, rate = meanings(), schema_of_limit(GRADIENT_DESCENTS_RATE)
+    texts, rate = meanings(), schema_of_limit(ADAMW_LEARNING_RATE)
     properties = {}
     for name, limit in LIMITS.items():
         accepted = _or_null(schema_of_limit(limit))
