@@ -45,13 +45,7 @@ from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig
 from application.worker_loop import WorkerLoop, WorkerPool
 from entrypoints.cli import version
-from entrypoints.connections import (
-    lora_loader,
-    new_id,
-    open_notifier,
-    open_queue,
-    task_parser,
-)
+from entrypoints.connections import lora_loader, new_id, open_notifier, open_queue, task_parser
 from entrypoints.devices import choose_devices, choose_slots
 from entrypoints.models import load_base_model, load_captioner
 from entrypoints.settings import Settings

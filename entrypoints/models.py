@@ -54,20 +54,13 @@ def load_base_model(settings: Settings, device: str) -> BaseModel:
     from adapters.diffusion.lean_imports import lean
 
     base = lean(lambda: load_base(name, settings.base_model_config))
-    _choose_threads(base)
-    return base
-
-
-def _choose_threads(base: BaseModel) -> None:
-    """Use one CPU thread for a small base model.
-
-    Its operations are too short to split: on a busy machine the threads would mostly wait for one
-    another.
-    """
     if base.native_resolution < STANDARD_RESOLUTION:
         import torch
 
+        # A small model's operations are too short to split: on a busy machine the threads would
+        # mostly wait for one another.
         torch.set_num_threads(1)
+    return base
 
 
 def import_libraries() -> None:

@@ -71,21 +71,6 @@ def _extension(text: str) -> str:
     return text
 
 
-def add_label_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--name``, ``--author``, ``--license`` and ``--thumbnail``."""
-    parser.add_argument(
-        "--name", help="name of the style and its file (default: name of the --out folder)"
-    )
-    parser.add_argument("--author", metavar="TEXT", help="for the file's metadata")
-    parser.add_argument("--license", metavar="TEXT", help="for the file's metadata")
-    parser.add_argument(
-        "--thumbnail",
-        type=path,
-        metavar="IMAGE",
-        help="image for the file's metadata; a small copy is stored",
-    )
-
-
 def _tags(text: str) -> tuple[str, ...]:
     return tuple(tag.strip() for tag in text.split(",") if tag.strip())
 

@@ -56,7 +56,6 @@ DAY = 86_400.0
 WEEK = 7 * DAY
 """Seconds; longer than any job, and in milliseconds below the 2**31 limit of some brokers."""
 
-
 RENAMED = {
     "fewest_pictures": "min_images",
     "most_setbacks": "max_failures",
@@ -64,7 +63,6 @@ RENAMED = {
     "grace_seconds": "shutdown_timeout",
 }
 """Setting names of version 0.1. This release still reads them if the new name is not set."""
-
 PLATFORM_NAMES = {
     "rabbitmq_password": "rabbitmq_pass",
     "rabbitmq_training_queue": "rabbitmq_queue",
@@ -72,7 +70,6 @@ PLATFORM_NAMES = {
     "checkpoint_interval": "checkpoint_every",
 }
 """The platform's own setting names, read if our name is not set."""
-
 
 NEAR = 0.86
 """Smallest similarity ratio (difflib) of a typo: RABBITMQ_PASSWORD is above it for RABBITMQ_PASS;

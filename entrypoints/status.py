@@ -18,7 +18,6 @@ from adapters.status_page.state import WorkerState
 from application.circuit_breaker import CircuitBreaker
 from entrypoints.bootstrap import Container
 from entrypoints.connections import queue_place
-from entrypoints.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -58,20 +57,15 @@ def serving(container: Container) -> Iterator[None]:
         configuration=visible_settings(settings),
         redact=container.logs().redact.deep,
     )
-    with gauges.polling(POLL_SECONDS), _served(sources, settings):
-        yield
-
-
-@contextmanager
-def _served(sources: Sources, settings: Settings) -> Iterator[None]:
-    if settings.status_port == 0:
-        yield
-        return
-    token = settings.status_token.get_secret_value() if settings.status_token else None
-    app = build_app(sources, host=settings.status_host, token=token)
-    with StatusServer(app, settings.status_host, settings.status_port) as url:
-        log.info("status page: %s", url)
-        yield
+    with gauges.polling(POLL_SECONDS):
+        if settings.status_port == 0:
+            yield
+            return
+        token = settings.status_token.get_secret_value() if settings.status_token else None
+        app = build_app(sources, host=settings.status_host, token=token)
+        with StatusServer(app, settings.status_host, settings.status_port) as url:
+            log.info("status page: %s", url)
+            yield
 
 
 def model_check(worker_state: WorkerState) -> tuple[bool, str]:

@@ -138,7 +138,6 @@ def _cancel(text: str, container: Container) -> dict[str, str]:
 
 
 def _status(text: str, container: Container, *, as_json: bool) -> None:
-    """Print a job's status."""
     from adapters.console.job_status import as_values, in_words
     from application.job_status import job_status
 

@@ -20,7 +20,6 @@ from entrypoints.cli import CommandParser, explain, run_command
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE
 from entrypoints.options import (
     add_caption_options,
-    add_label_options,
     add_parameter_options,
     add_style_options,
     given_parameters,
@@ -86,7 +85,17 @@ def build_parser() -> CommandParser:
     )
     add_style_options(parser)
     add_caption_options(parser)
-    add_label_options(parser)
+    parser.add_argument(
+        "--name", help="name of the style and its file (default: name of the --out folder)"
+    )
+    parser.add_argument("--author", metavar="TEXT", help="for the file's metadata")
+    parser.add_argument("--license", metavar="TEXT", help="for the file's metadata")
+    parser.add_argument(
+        "--thumbnail",
+        type=path,
+        metavar="IMAGE",
+        help="image for the file's metadata; a small copy is stored",
+    )
     parser.add_argument(
         "--base-model",
         metavar="NAME",
