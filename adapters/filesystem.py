@@ -29,7 +29,7 @@ from application.ports import (
 )
 from domain.location import Bucket, InvalidLocation, Location
 
-OURS = ".store"
+RESERVED = ".store"
 """Folder in a bucket for the lock and for temporary files; no key can name it."""
 
 _NOT_A_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
@@ -78,7 +78,7 @@ class FileBlobStore:
             if condition is not None:
                 _check(path, condition)
             _make_folder(path.parent)
-            write_atomically(path, data, temporary=self._folders[at.bucket] / OURS / "coming")
+            write_atomically(path, data, temporary=self._folders[at.bucket] / RESERVED / "coming")
         return _etag(data)
 
     def delete(self, at: Location) -> None:
@@ -125,8 +125,8 @@ class FileBlobStore:
     def _path(self, at: Location) -> Path:
         root = self._folder(at.bucket)
         path = root / at.key
-        if at.key.split("/")[0] == OURS:
-            raise BlobDenied(f"{path}: the folder {OURS} is reserved; use another key")
+        if at.key.split("/")[0] == RESERVED:
+            raise BlobDenied(f"{path}: the folder {RESERVED} is reserved; use another key")
         try:
             inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
         except ValueError:
@@ -142,8 +142,8 @@ class FileBlobStore:
         if at.bucket in self._read_only:
             raise BlobDenied(f"{at}: the bucket {at.bucket!r} is read-only")
         try:
-            _make_folder(root / OURS)
-            with (root / OURS / "lock").open("ab") as lock:
+            _make_folder(root / RESERVED)
+            with (root / RESERVED / "lock").open("ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield path
         except OSError as error:
@@ -174,13 +174,13 @@ def _make_folder(folder: Path) -> None:
 def _files(root: Path, start: Path) -> Iterator[Path]:
     """The files below ``start``, a folder of the bucket at ``root``."""
 
-    def stop(error: OSError) -> None:
+    def raise_others(error: OSError) -> None:
         if error.errno not in _NOT_A_FILE:
             raise error
 
-    for folder, below, names in os.walk(start, onerror=stop):
-        if Path(folder) == root and OURS in below:
-            below.remove(OURS)
+    for folder, below, names in os.walk(start, onerror=raise_others):
+        if Path(folder) == root and RESERVED in below:
+            below.remove(RESERVED)
         for name in names:
             file = Path(folder, name)
             if file.is_file():

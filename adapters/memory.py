@@ -439,7 +439,7 @@ class MemoryReporter:
 
 
 @dataclass(frozen=True)
-class _Moment:
+class _RunState:
     """State of a run."""
 
     plan: str
@@ -460,10 +460,10 @@ class MemorySession:
         self._step_seconds = step_seconds
         self._steps_per_epoch = math.ceil(len(plan.images) / plan.parameters.batch_size)
         fingerprint = _fingerprint(plan)
-        self._moment = _Moment(fingerprint, 0, fingerprint)
+        self._state = _RunState(fingerprint, 0, fingerprint)
         if resume is not None:
-            self._moment = _decode(resume, fingerprint)
-        self._restored: _Moment | None = None
+            self._state = _decode(resume, fingerprint)
+        self._restored: _RunState | None = None
 
     @property
     def total_steps(self) -> int:
@@ -473,7 +473,7 @@ class MemorySession:
     @property
     def finished(self) -> bool:
         """True after the last step."""
-        return self._moment.step == self.total_steps
+        return self._state.step == self.total_steps
 
     @property
     def history(self) -> Sequence[EpochRecord]:
@@ -496,15 +496,15 @@ class MemorySession:
         if self.finished:
             raise RuntimeError("no step is left")
         self._clock.sleep(self._step_seconds)
-        step = self._moment.step + 1
-        digest = hashlib.sha256(f"{self._moment.digest} {step}".encode()).hexdigest()
-        self._moment = replace(self._moment, step=step, digest=digest)
+        step = self._state.step + 1
+        digest = hashlib.sha256(f"{self._state.digest} {step}".encode()).hexdigest()
+        self._state = replace(self._state, step=step, digest=digest)
         return StepReport(self._epoch, step, epoch_finished=step % self._steps_per_epoch == 0)
 
     def checkpoint(self) -> Checkpoint:
         """The run's state."""
-        data = json.dumps(asdict(self._moment)).encode()
-        return Checkpoint(self._epoch, self._moment.step, data)
+        data = json.dumps(asdict(self._state)).encode()
+        return Checkpoint(self._epoch, self._state.step, data)
 
     def weights(self) -> bytes:
         """Bytes that change if a step is lost, repeated or reordered."""
@@ -512,7 +512,7 @@ class MemorySession:
 
     def restore(self, checkpoint: bytes) -> None:
         """Use an earlier checkpoint's hash as weights."""
-        self._restored = _decode(checkpoint, self._moment.plan)
+        self._restored = _decode(checkpoint, self._state.plan)
 
     def previews(
         self, *, with_lora: bool, check: Callable[[], None] = lambda: None
@@ -535,12 +535,12 @@ class MemorySession:
         return PreviewScores(self._shown.step / self.total_steps, 1.0) if previews else None
 
     @property
-    def _shown(self) -> _Moment:
-        return self._restored or self._moment
+    def _shown(self) -> _RunState:
+        return self._restored or self._state
 
     @property
     def _epoch(self) -> int:
-        return self._moment.step // self._steps_per_epoch
+        return self._state.step // self._steps_per_epoch
 
 
 class MemoryTrainer:
@@ -576,19 +576,19 @@ class MemoryTrainer:
     @contextmanager
     def open(self, plan: TrainingPlan, resume: bytes | None) -> Iterator[TrainingSession]:
         """Open a run."""
-        kind = self.batch_key(plan.parameters)
-        if self._open and (kind is None or self._open != [kind] * len(self._open)):
+        key = self.batch_key(plan.parameters)
+        if self._open and (key is None or self._open != [key] * len(self._open)):
             raise RuntimeError("the trainer has an open run that this one cannot join")
         if len(self._open) >= self._slots:
             raise RuntimeError(f"all {self._slots} slots of the trainer are taken")
         session = MemorySession(plan, self._clock, self._step_seconds, resume)
-        self._open.append(kind)
+        self._open.append(key)
         self.opened += 1
         self.max_at_once = max(self.max_at_once, len(self._open))
         try:
             yield session
         finally:
-            self._open.remove(kind)
+            self._open.remove(key)
 
     def batch_key(self, parameters: TrainingParameters) -> Hashable | None:
         """The rank, if there is more than one slot."""
@@ -618,11 +618,11 @@ def _fingerprint(plan: TrainingPlan) -> str:
     return hashlib.sha256(whole.encode()).hexdigest()
 
 
-def _decode(data: bytes, fingerprint: str) -> _Moment:
+def _decode(data: bytes, fingerprint: str) -> _RunState:
     try:
-        moment = _Moment(**json.loads(data))
+        state = _RunState(**json.loads(data))
     except (ValueError, TypeError) as error:
         raise CheckpointRejected(f"the checkpoint is damaged: {error}") from None
-    if moment.plan != fingerprint:
+    if state.plan != fingerprint:
         raise CheckpointRejected("the checkpoint belongs to another run")
-    return moment
+    return state

@@ -190,7 +190,7 @@ class SpoolQueue:
             if self._clock.now().timestamp() < state.not_before:
                 return None
             body = file.read(MAX_MESSAGE_BYTES + 1)
-            if not self._complete(path.name, body, stamp):
+            if not self._is_complete(path.name, body, stamp):
                 return None
             self._note(path, _State(stamp, state.retries, delivered=True))
             delivery = Delivery(
@@ -200,7 +200,7 @@ class SpoolQueue:
             until_taken.pop_all()  # leaves the file open and locked
             return delivery
 
-    def _complete(self, name: str, body: bytes, stamp: int) -> bool:
+    def _is_complete(self, name: str, body: bytes, stamp: int) -> bool:
         """Whether the file seems completely written."""
         if body.rstrip().endswith(b"}") or len(body) > MAX_MESSAGE_BYTES:
             self._unfinished.pop(name, None)

@@ -20,10 +20,10 @@ def training_start(event: TrainingBegan) -> str:
 def position(progress: Progress) -> str:
     """Describe a training's position and speed."""
     epoch = f"epoch {progress.current_epoch}/{progress.total_epochs} ({progress.percent} %)"
-    return ", ".join(filter(None, (epoch, speed(progress))))
+    return ", ".join(filter(None, (epoch, losses_and_speed(progress))))
 
 
-def speed(progress: Progress) -> str:
+def losses_and_speed(progress: Progress) -> str:
     """Describe the known values among loss, speed and time left."""
     parts = []
     if progress.loss is not None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import rich.progress as bars
 from rich.console import Console
 
-from adapters.common.event_texts import position, scored, second_try, speed, training_start
+from adapters.common.event_texts import (
+    losses_and_speed,
+    position,
+    scored,
+    second_try,
+    training_start,
+)
 from adapters.common.text import say
 from application.event_bus import WorkerEvent
 from domain.events import (
@@ -126,7 +132,7 @@ class ProgressDisplay:
                 total=progress.total_steps,
                 completed=progress.current_step,
                 epoch=f"{progress.current_epoch}/{progress.total_epochs}",
-                speed=speed(progress),
+                speed=losses_and_speed(progress),
             )
             if progress.current_step == progress.total_steps:
                 self._wait("storing the last checkpoint")

@@ -60,10 +60,10 @@ class IsolatedInspector:
         for _ in range(2):  # the system may have killed it because others used the memory
             with suppress(_ChildLost), self._child(stop) as child:
                 child.send(str(resolution).encode(), data)
-                needed = self._ask(child, stop)["decoding_bytes"]
+                needed = self._reply(child, stop)["decoding_bytes"]
                 with self._memory.reserved(needed, stop):
                     child.send(GO_AHEAD)
-                    facts = self._ask(child, stop)["facts"]
+                    facts = self._reply(child, stop)["facts"]
                     pixels = child.receive(time.monotonic() + self._seconds, stop)
                     if needed >= _LARGE:
                         child.end()
@@ -71,7 +71,7 @@ class IsolatedInspector:
                 return PreparedImage(ImageFacts(**facts), pixels)
         raise ImageRejected("the decoder crashed on it; please export it again")
 
-    def _ask(self, child: _Child, stop: StopSignal) -> dict[str, Any]:
+    def _reply(self, child: _Child, stop: StopSignal) -> dict[str, Any]:
         message: dict[str, Any] = json.loads(child.receive(time.monotonic() + self._seconds, stop))
         if "rejected" in message:
             raise ImageRejected(message["rejected"])
@@ -99,7 +99,7 @@ class IsolatedInspector:
 
 
 class _ChildLost(Exception):
-    """The process ended while it decoded an image."""
+    """The process has ended unexpectedly."""
 
 
 class _Child:
@@ -121,17 +121,17 @@ class _Child:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # the parent handles Ctrl-C
             )
-        self._line = Connection(ours.detach())
+        self._connection = Connection(ours.detach())
         self.is_alive = True
         try:
-            self._line.recv_bytes()
+            self._connection.recv_bytes()
         except EOFError:
             raise RuntimeError("the image decoding process does not start") from None
 
     def send(self, *messages: bytes) -> None:
         try:
             for message in messages:
-                self._line.send_bytes(message)
+                self._connection.send_bytes(message)
         except OSError as error:
             raise _ChildLost from error
 
@@ -141,20 +141,21 @@ class _Child:
         Raises:
             ImageRejected: no message in time; the process is killed.
             Stopped: the stop signal is set.
+            _ChildLost: the process has ended.
         """
         try:
-            while not self._line.poll(POLL_SECONDS):
+            while not self._connection.poll(POLL_SECONDS):
                 stop.check()
                 if time.monotonic() > deadline:
                     self.end()
                     raise ImageRejected("it takes too long to decode; please export it again")
-            return self._line.recv_bytes()
+            return self._connection.recv_bytes()
         except (EOFError, OSError) as error:
             raise _ChildLost from error
 
     def end(self) -> None:
         self.is_alive = False
-        self._line.close()
+        self._connection.close()
         self._process.kill()
         self._process.wait()
 

@@ -31,13 +31,12 @@ MAX_TAGS = 50
 LARGEST_STYLE_ID = 2**63 - 1
 
 _UNUSED = ("callback_url", "webhook_url")
-"""Two names of the same field. Never called: the token goes to the configured backend only."""
+"""Two names of the same URL. It is never called: the token goes to the configured backend only."""
 NOT_IN_A_FOLDER = ("train_text_encoder", "use_dora")
 """Parameters whose styles ``PeftModel.from_pretrained(unet, folder)`` of PEFT 0.7 fails to load or
 renders wrongly."""
-
-
-_NAMING_THE_STYLE = {"type", "data", "style_id"}
+_KEYS_TO_THE_STYLE = {"type", "data", "style_id"}
+"""If a message repeats one of them, its style is ambiguous, and the backend is not notified."""
 
 
 def _uuid(value: object) -> str:
@@ -204,7 +203,7 @@ class TaskReader:
             return task
         except InvalidTask as error:
             error.task_id = _readable_task_id(raw)
-            if _NAMING_THE_STYLE.isdisjoint(repeated):
+            if _KEYS_TO_THE_STYLE.isdisjoint(repeated):
                 error.style_id = _readable_style_id(raw)
             raise
 

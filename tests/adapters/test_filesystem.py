@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.filesystem import OURS, FileBlobStore
+from adapters.filesystem import RESERVED, FileBlobStore
 from application.ports import (
     BlobDenied,
     BlobMissing,
@@ -43,7 +43,7 @@ def files(root: Path) -> list[str]:
     return sorted(
         path.relative_to(root).as_posix()
         for path in root.rglob("*")
-        if path not in {root / OURS, root / OURS / "lock"}
+        if path not in {root / RESERVED, root / RESERVED / "lock"}
     )
 
 
@@ -90,7 +90,7 @@ def test_a_killed_writer_leaves_the_old_blob_and_no_lock(
     writer.start()
     writer.join()
     assert writer.exitcode == -signal.SIGKILL
-    assert (root / OURS / "coming").read_bytes() == b"interrupted"
+    assert (root / RESERVED / "coming").read_bytes() == b"interrupted"
 
     assert blobs.list(Bucket("out"), "") == ([] if before is None else [AT])
     if before is None:
@@ -191,10 +191,10 @@ def test_a_bucket_may_itself_be_a_link(tmp_path: Path, root: Path) -> None:
 
 def test_the_internal_folder_holds_no_blobs(blobs: FileBlobStore) -> None:
     blobs.put(AT, b"1")
-    own = Location("out", f"{OURS}/lock")
-    with pytest.raises(BlobDenied, match=OURS):
+    own = Location("out", f"{RESERVED}/lock")
+    with pytest.raises(BlobDenied, match=RESERVED):
         blobs.get(own)
-    with pytest.raises(BlobDenied, match=OURS):
+    with pytest.raises(BlobDenied, match=RESERVED):
         blobs.put(own, b"1")
     assert blobs.list(Bucket("out"), "") == [AT]
 
@@ -320,9 +320,9 @@ def test_files_put_there_by_hand_are_blobs_if_a_key_can_name_them(
         (root / name).write_bytes(b"1")
     (root / "empty folder").mkdir()
     (root / "link.png").symlink_to(root / "nowhere")
-    (root / "below" / OURS).mkdir(parents=True)
-    (root / "below" / OURS / "file").write_bytes(b"1")
-    found = [Location("out", f"below/{OURS}/file"), Location("out", "image.png")]
+    (root / "below" / RESERVED).mkdir(parents=True)
+    (root / "below" / RESERVED / "file").write_bytes(b"1")
+    found = [Location("out", f"below/{RESERVED}/file"), Location("out", "image.png")]
     assert blobs.list(Bucket("out"), "") == found
 
 
