@@ -27,7 +27,7 @@ class EpochReadings:
 
     @property
     def finite(self) -> bool:
-        """False if any step's loss, gradient or weight was not a number."""
+        """False if any step's loss, gradient or weight was infinite or NaN."""
         return all(map(math.isfinite, astuple(self)))
 
 

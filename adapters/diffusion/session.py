@@ -341,8 +341,8 @@ class DiffusionSession:
         self._rollbacks += 1
         self._load_state(self._last_good)
         log.warning(
-            "epoch %d: loss or gradient is not a number; rolled back to step %d with %g of the "
-            "learning rate (rollback %d)",
+            "epoch %d: loss, gradient or weights not finite; rolled back to step %d with %g of "
+            "the learning rate (rollback %d)",
             *(epoch, self.step, self.lr_factor, self._rollbacks),
         )
         # A later rollback to this state must keep the lower learning rate.

@@ -74,7 +74,7 @@ def train_step(model: TrainingModel, runs: Sequence[DiffusionSession]) -> None:
 
 
 def image_losses(model: TrainingModel, batch: Batch) -> torch.Tensor:
-    """Weighted mean squared error of each image's noise prediction, (k * n,), in float32."""
+    """Weighted mean squared error of each image's prediction, (k * n,), in float32."""
     states = batch.conditioning
     if model.text_encoder is not None:
         states = text_states(model.text_encoder, states).to(model.dtype)

@@ -42,7 +42,7 @@ class BatchPrefetcher:
     conditioning: torch.Tensor
     """The value of ``Batch.conditioning`` for each row of the dataset's ``captions``."""
     slot: torch.Tensor
-    """The style's row of the packed LoRA, (1,), on the device."""
+    """Index of the style's row in the packed LoRA, (1,), on the device."""
     _ready: dict[int, Batch] = field(default_factory=dict, init=False)
     """Here ``Batch.conditioning`` holds row numbers instead of the captions."""
 
