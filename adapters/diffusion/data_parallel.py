@@ -62,11 +62,7 @@ class Rank:
             self._between_steps = dist.new_group(backend="gloo", timeout=_BETWEEN_STEPS)
 
     def begin_step(self) -> None:
-        """Wait until all ranks begin the next step.
-
-        Raises:
-            TrainerBroken: a rank has died.
-        """
+        """Wait until all ranks begin the next step. Raises ``TrainerBroken`` if one has died."""
         with _translate_errors():
             dist.barrier(self._between_steps)
 
@@ -79,11 +75,7 @@ class Rank:
         return replace(next(batch.split(1)), loss_weights=torch.zeros_like(batch.loss_weights[:1]))
 
     def all_reduce(self, *sums: torch.Tensor) -> None:
-        """Sum each tensor over all ranks, in place.
-
-        Raises:
-            TrainerBroken: a rank has died.
-        """
+        """Sum each tensor over all ranks, in place. Raises ``TrainerBroken`` if one has died."""
         with _translate_errors():
             for tensor in sums:
                 dist.all_reduce(tensor)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from adapters.common.device_errors import is_broken_device
 from application.ports import TrainerBroken
@@ -47,7 +47,7 @@ class DeviceThread(Generic[Run, Report]):
         """Lock of everything below."""
         self._users = 0
         self._thread: threading.Thread | None = None
-        self._calls: deque[tuple[float, Callable[[], Any], Future[Any]]] = deque()
+        self._calls: deque[tuple[float, Callable[[], None]]] = deque()
         """With arrival times."""
         self._ready: dict[Run, Future[Report]] = {}
         """Runs waiting for a step, since ``_ready_since``."""
@@ -78,8 +78,15 @@ class DeviceThread(Generic[Run, Report]):
             Exception: any error of ``work``.
         """
         done: Future[Result] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:  # raised in the waiting thread
+                done.set_exception(_as_trainer_broken(error))
+
         with self._changed:
-            self._calls.append((time.monotonic(), work, done))
+            self._calls.append((time.monotonic(), run))
             self._changed.notify_all()
         return done.result()
 
@@ -133,8 +140,7 @@ class DeviceThread(Generic[Run, Report]):
                         self._expected = set(ready)
                         return partial(self._step_all, ready)
                 if self._calls:
-                    _, work, done = self._calls.popleft()
-                    return partial(_set_outcome, done, work)
+                    return self._calls.popleft()[1]
                 self._changed.wait(wait)
             self._thread = None
             return None
@@ -154,14 +160,6 @@ class DeviceThread(Generic[Run, Report]):
                 done.set_exception(_as_trainer_broken(outcome))
             else:
                 done.set_result(outcome)
-
-
-def _set_outcome(done: Future[Result], work: Callable[[], Result]) -> None:
-    """Run ``work`` and pass its result or error to the waiting thread."""
-    try:
-        done.set_result(work())
-    except BaseException as error:
-        done.set_exception(_as_trainer_broken(error))
 
 
 def _as_trainer_broken(error: BaseException) -> BaseException:

@@ -85,11 +85,12 @@ class Evaluation:
 
     @torch.no_grad()
     def _measure(self, positions: Sequence[int]) -> tuple[float, ...]:
-        batches = self._batches.setdefault(tuple(positions), [])
-        batches += [] if batches else self._make_batches(positions)
+        key = tuple(positions)
+        if key not in self._batches:
+            self._batches[key] = self._make_batches(key)
         losses = []
-        for batch in batches:
-            losses += split_on_oom(self._losses, batch, _halves)
+        for batch in self._batches[key]:
+            losses += split_on_oom(self._losses, batch, Batch.halves)
         return tuple(torch.cat(losses).tolist())
 
     def _losses(self, batch: Batch) -> torch.Tensor:
@@ -134,8 +135,3 @@ class Evaluation:
             loss_scales=torch.ones(1, device=device),
             slots=self.slot,
         )
-
-
-def _halves(batch: Batch) -> list[Batch]:
-    """Both halves, sharing the batch's memory; a single image is not split."""
-    return list(batch.split(-(-len(batch.noisy_latents) // 2)))

@@ -148,20 +148,13 @@ class PackedLora:
         )
 
     def training(self, slots: torch.Tensor) -> AbstractContextManager[None]:
-        """In the with-block, batches hold equally many samples of each of these styles, in their
-        order, and the packed weights get gradients.
-
-        Args:
-            slots: (k,), on the device.
-        """
+        """In the with-block, batches hold equally many samples of the styles in these slots, (k,),
+        in their order, and the packed weights get gradients."""
         return self._activated(self.weights, slots, in_training=True)
 
     def showing(self, slot: torch.Tensor) -> AbstractContextManager[None]:
-        """In the with-block, batches use one style's current weights, without dropout or gradient.
-
-        Args:
-            slot: (1,), on the device.
-        """
+        """In the with-block, batches use the current weights of the style in this slot, (1,),
+        without dropout or gradient."""
         return self._activated(self.weights.detach(), slot, in_training=False)
 
     @contextmanager

@@ -84,10 +84,9 @@ def copy_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
     yet."""
     (group,) = optimizer.param_groups
     (weights,) = group["params"]
-    state: Mapping[str, Any] = optimizer.state.get(weights, {})
+    state: dict[str, Any] = optimizer.state.get(weights, {})
     tensors = {name: value.clone() for name, value in state.items() if torch.is_tensor(value)}
-    numbers = {name: value for name, value in group.items() if _is_number(name, value)}
-    numbers |= {name: value for name, value in state.items() if _is_number(name, value)}
+    numbers = {name: value for name, value in (group | state).items() if _is_number(name, value)}
     return OptimizerState(tensors, numbers)
 
 

@@ -134,6 +134,10 @@ class Batch:
         for start in range(0, len(self.noisy_latents), count):
             yield self.part(slice(start, start + count))
 
+    def halves(self) -> list[Batch]:
+        """Both halves; a single image is not split."""
+        return list(self.split(-(-len(self.noisy_latents) // 2)))
+
     def part(self, images: slice) -> Batch:
         """Some of the images. They share this batch's memory."""
         return replace(self, **{name: getattr(self, name)[images] for name in _PER_IMAGE})

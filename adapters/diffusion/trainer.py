@@ -13,7 +13,7 @@ from PIL import Image
 
 from adapters.common.device_memory import oom_fails_the_run
 from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.data.preparation import PreparedData, prepare
+from adapters.diffusion.data.preparation import prepare
 from adapters.diffusion.data_parallel import Rank, StartRanks
 from adapters.diffusion.device_thread import MAX_WAIT, DeviceThread
 from adapters.diffusion.execution import ExecutionOptions, choose_execution, describe
@@ -73,8 +73,9 @@ class DiffusionTrainer:
         self._thread: DeviceThread[DiffusionSession, StepReport] = DeviceThread(
             advance_runs, max_wait
         )
-        # Used by the device's thread only, from here on.
-        self._model: TrainingModel | None = None
+        # Changed by the device's thread only, from here on.
+        self.model: TrainingModel | None = None
+        """The model of the open runs; None if no run is open."""
         self._close_model = ExitStack()
         log.info("device %s: %s", self._device, describe(self._execution))
 
@@ -88,21 +89,26 @@ class DiffusionTrainer:
         """Side in pixels of the images that the base model was trained on: 512 for SD 1.5."""
         return self._base.native_resolution
 
-    @property
-    def runs_per_pass(self) -> int:
-        """Current maximum of runs per pass: lower than the number of slots after out-of-memory."""
-        model = self._model
-        return 1 if model is None else model.runs_per_pass
-
-    @property
-    def recorded_graphs(self) -> int | None:
-        """Number of recorded passes of the open runs; None if passes are not recorded."""
-        model = self._model
-        return None if model is None else model.graphs.size
-
     def batch_key(self, parameters: TrainingParameters) -> Hashable | None:
-        """As ``compatibility_key``; None for every run if there is only one slot."""
-        return compatibility_key(parameters) if self._slots > 1 else None
+        """Runs with equal keys can share passes; a run whose key is None trains alone.
+
+        Images, captions, seeds, learning rates, epochs and loss options may differ.
+        """
+        plain = (
+            parameters.optimizer == OptimizerName.ADAMW
+            and parameters.lora_targets != LoraTargets.CONVOLUTIONS
+            and not parameters.use_dora
+            and not parameters.train_text_encoder
+            and not parameters.lora_dropout
+        )
+        if self._slots == 1 or not plain:
+            return None
+        return (
+            parameters.rank,
+            parameters.lora_scale,
+            str(parameters.lora_targets),
+            parameters.max_token_length,
+        )
 
     def peft_files(self, weights: bytes) -> Mapping[str, bytes]:
         """PEFT's folder for the UNet: its weights, then its configuration."""
@@ -141,7 +147,11 @@ class DiffusionTrainer:
             model = self._model_for(plan.parameters)
             slot = model.free_slots.pop(0)
             stack.callback(self._free_slot, model, slot)
-            data = retry_after_freeing(model, lambda: self._prepare(plan))
+            data = retry_after_freeing(
+                model,
+                lambda: prepare(self._base, plan, self._decode, self._device, self._preview_steps),
+            )
+            torch.cuda.empty_cache()  # encoding uses blocks of other sizes than steps do
             with oom_fails_the_run(retryable=model.runs > 1):
                 session = DiffusionSession(self._base, plan, data, model, slot, self._thread)
                 stack.callback(session.close)
@@ -166,55 +176,28 @@ class DiffusionTrainer:
             TrainingFailed: GPU_OOM.
         """
         key = self.batch_key(parameters)
-        if self._model is None:
+        if self.model is None:
             reset_peak_memory(self._device)
             with oom_fails_the_run():
                 slots = self._slots if key is not None else 1
                 opening = training_model(
                     self._base, parameters, self._device, self._execution, slots
                 )
-                self._model = self._close_model.enter_context(opening)
-        elif key is None or key != self.batch_key(self._model.parameters):
+                self.model = self._close_model.enter_context(opening)
+        elif key is None or key != self.batch_key(self.model.parameters):
             raise RuntimeError("the open runs cannot train together with this one")
-        elif not self._model.free_slots:
+        elif not self.model.free_slots:
             raise RuntimeError(f"all {self._slots} slots of the trainer are taken")
-        return self._model
+        return self.model
 
     def _free_slot(self, model: TrainingModel, slot: int) -> None:
         model.free_slots.append(slot)
         if model.runs:
             return
-        self._model = None
+        self.model = None
         self._close_model.close()
         gc.collect()
         torch.cuda.empty_cache()
-
-    def _prepare(self, plan: TrainingPlan) -> PreparedData:
-        data = prepare(self._base, plan, self._decode, self._device, self._preview_steps)
-        torch.cuda.empty_cache()  # encoding uses blocks of other sizes than steps do
-        return data
-
-
-def compatibility_key(parameters: TrainingParameters) -> Hashable | None:
-    """Runs with equal keys can share passes; a run whose key is None trains alone.
-
-    Images, captions, seeds, learning rates, epochs and loss options may differ.
-    """
-    plain = (
-        parameters.optimizer == OptimizerName.ADAMW
-        and parameters.lora_targets != LoraTargets.CONVOLUTIONS
-        and not parameters.use_dora
-        and not parameters.train_text_encoder
-        and not parameters.lora_dropout
-    )
-    if not plain:
-        return None
-    return (
-        parameters.rank,
-        parameters.lora_scale,
-        str(parameters.lora_targets),
-        parameters.max_token_length,
-    )
 
 
 def _built_for(base: BaseModel, device: torch.device, execution: ExecutionOptions) -> BaseModel:

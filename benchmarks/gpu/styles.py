@@ -43,7 +43,9 @@ def measure_styles(bench: Bench, execution: ExecutionOptions, styles: int) -> di
             time.perf_counter() < enough or min(map(len, runs.epochs)) < 3
         ):
             time.sleep(0.01)
-        together, recordings = trainer.runs_per_pass, trainer.recorded_graphs
+        model = trainer.model
+        together = model.runs_per_pass if model else 1
+        recordings = model.graphs.size if model else None
         measured = [list(ends) for ends in runs.epochs]
     epochs = sum((len(ends) - 1) / (ends[-1] - ends[0]) for ends in measured)
     per_step = styles / (epochs * len(bench.images))

@@ -23,7 +23,11 @@ def fingerprint_of(components: Mapping[str, Any]) -> str:
         for part in ("unet", "vae", "text_encoder")
         for name, weight in components[part].state_dict().items()
     }
-    configs = [_public(components[part].config) for part in ("unet", "vae", "scheduler")]
+    configs = [
+        # diffusers' private entries are, for example, its version and the path of the source.
+        {key: value for key, value in components[part].config.items() if not key.startswith("_")}
+        for part in ("unet", "vae", "scheduler")
+    ]
     whole = hashlib.sha256(json.dumps(configs, sort_keys=True, default=str).encode())
     with ThreadPoolExecutor() as pool:  # hashlib releases the GIL
         digests = dict(zip(weights, pool.map(_digest_of, weights.values()), strict=True))
@@ -36,8 +40,3 @@ def _digest_of(weight: torch.Tensor) -> str:
     """A weight's shape, and the SHA-256 in hex of its values in float32."""
     values = weight.detach().float().contiguous()
     return f"{tuple(weight.shape)} {hashlib.sha256(values.numpy().data).hexdigest()}"
-
-
-def _public(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config without diffusers' private entries, such as its version and the source path."""
-    return {key: value for key, value in config.items() if not key.startswith("_")}

@@ -50,9 +50,7 @@ def prepare(
 ) -> PreparedData:
     """Encode the images and captions of a plan.
 
-    Args:
-        decode: turns an image file's bytes into an upright RGB image.
-        preview_steps: denoising steps of a preview.
+    ``decode`` and ``preview_steps`` are those of ``DiffusionTrainer``.
 
     Raises:
         torch.OutOfMemoryError: not enough memory on ``device``.
