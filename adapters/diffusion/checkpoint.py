@@ -115,11 +115,19 @@ def decode_checkpoint(data: bytes, identity: Mapping[str, Any], weights: int) ->
         content = json.loads(metadata["run"])
         _compare(content["identity"], json.loads(json.dumps(identity)))
         step, loss_scale = int(content["step"]), dict(content["loss_scale"])
-        begun = step > 0 and not loss_scale
+        optimizer = {
+            name.removeprefix(_OPTIMIZER): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(_OPTIMIZER)
+        }
+        # Some optimizers have no state before the first step, or, with loss scaling, before the
+        # first step that is not skipped. Later it would make the optimizer start afresh.
+        if step > 0 and not loss_scale and not optimizer:
+            raise ValueError("the optimizer's state is missing")
         return RunState(
             step=step,
             weights=_tensor(tensors, "weights", (weights,)),
-            optimizer=OptimizerState(_of_optimizer(tensors, begun=begun), content["optimizer"]),
+            optimizer=OptimizerState(optimizer, content["optimizer"]),
             sums=_tensor(tensors, "sums", (3,)),
             history=tuple(_record(values) for values in content["history"]),
             baseline=_record(content["before"]) if content["before"] else None,
@@ -148,20 +156,6 @@ def _tensor(
     if tensor.shape != shape or tensor.dtype != torch.float32:
         raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not float32 {shape}")
     return tensor
-
-
-def _of_optimizer(tensors: Mapping[str, torch.Tensor], *, begun: bool) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors by its own names. Some optimizers have none before the first step,
-    or, with loss scaling, before the first step that is not skipped."""
-    found = {
-        name.removeprefix(_OPTIMIZER): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(_OPTIMIZER)
-    }
-    if begun and not found:
-        # Without it the optimizer would start afresh in mid-run.
-        raise ValueError("the optimizer's state is missing")
-    return found
 
 
 def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

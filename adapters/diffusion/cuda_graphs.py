@@ -80,7 +80,10 @@ class GraphCache:
             return batch
         if key not in self._graphs:
             if len(self._graphs) >= MAX_GRAPHS:
-                self._drop_oldest(recorder)
+                recorder.synchronize()  # a replay may still be running
+                oldest = next(iter(self._graphs))
+                # Its shape warms up again, so that alternating shapes are not recorded each time.
+                del self._graphs[oldest], self._warm_ups[oldest]
             memory = batch.clone()
             try:
                 replay = recorder.record(partial(function, memory))
@@ -110,13 +113,6 @@ class GraphCache:
             log.warning("CUDA graphs of %s are disabled: %s", self._what, reason)
         self._recorder = None
         return self.clear()
-
-    def _drop_oldest(self, recorder: Recorder) -> None:
-        """Drop the least recently used graph. Its shape warms up again when it returns, so that
-        alternating shapes are not recorded each time."""
-        recorder.synchronize()  # a replay may still be running
-        oldest = next(iter(self._graphs))
-        del self._graphs[oldest], self._warm_ups[oldest]
 
 
 def _first_of_torch(error: Exception) -> BaseException:

@@ -7,7 +7,8 @@ training does. Here only the LoRA changes from one measurement to the next.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -73,25 +74,25 @@ class Evaluation:
     slot: torch.Tensor
     """The style's row of the packed LoRA, (1,), on the device."""
     seed: int
-    _batches: dict[tuple[int, ...], list[Batch]] = field(default_factory=dict, init=False)
-    """By image positions; made at the first measurement."""
 
+    @cached_property
+    def _batches(self) -> tuple[list[Batch], list[Batch]]:
+        """Of the training images and of the held-out images; made at the first measurement."""
+        trained = [i for i in range(len(self.dataset.sizes)) if i not in self.held_out]
+        return self._make_batches(trained), self._make_batches(sorted(self.held_out))
+
+    @torch.no_grad()
     def losses(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The loss of each prediction, of training images and of held-out images; the latter is
         empty if no image is held out. Reads from the device."""
-        trained = [i for i in range(len(self.dataset.sizes)) if i not in self.held_out]
-        held_out = self._measure(sorted(self.held_out)) if self.held_out else ()
-        return self._measure(trained), held_out
+        trained, held_out = self._batches
+        return self._measure(trained), self._measure(held_out)
 
-    @torch.no_grad()
-    def _measure(self, positions: Sequence[int]) -> tuple[float, ...]:
-        key = tuple(positions)
-        if key not in self._batches:
-            self._batches[key] = self._make_batches(key)
-        losses = []
-        for batch in self._batches[key]:
+    def _measure(self, batches: Sequence[Batch]) -> tuple[float, ...]:
+        losses: list[torch.Tensor] = []
+        for batch in batches:
             losses += split_on_oom(self._losses, batch, Batch.halves)
-        return tuple(torch.cat(losses).tolist())
+        return tuple(torch.cat(losses).tolist()) if losses else ()
 
     def _losses(self, batch: Batch) -> torch.Tensor:
         def forward(batch: Batch) -> None:
@@ -103,7 +104,7 @@ class Evaluation:
     def _make_batches(self, positions: Sequence[int]) -> list[Batch]:
         """Batches of the images in turn, at timesteps spread evenly over the schedule."""
         by_size: dict[Size, list[int]] = {}
-        for number in range(PREDICTIONS):
+        for number in range(PREDICTIONS if positions else 0):
             size = self.dataset.sizes[positions[number % len(positions)]]
             by_size.setdefault(size, []).append(number)
         cpu = self.slot.device.type == "cpu"
@@ -122,13 +123,14 @@ class Evaluation:
         shape = self.dataset.shape(images)[1:]
         generators = [generator_for(self.seed, "evaluation", number) for number in numbers]
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
-        latents = self.dataset.latents(images, plain, torch.zeros_like(noise))
-        at = torch.tensor(timesteps, device=device)
-        rows = torch.tensor(self.dataset.rows_of_captions(images, plain), device=device)
+        rows = [self.dataset.rows(images, plain), self.dataset.rows_of_captions(images, plain)]
+        at, images_at, texts_at = torch.tensor([timesteps, *rows], device=device)
+        size = self.dataset.sizes[images[0]]
+        latents = self.dataset.sample(size, images_at, torch.zeros_like(noise))
         return Batch(
             noisy_latents=self.objective.add_noise(latents, noise, at),
             timesteps=at,
-            conditioning=self.conditioning[rows],
+            conditioning=self.conditioning[texts_at],
             target=self.objective.target(latents, noise, at),
             loss_weights=torch.ones(len(images), device=device),  # same scale as without min-SNR
             losses=torch.zeros(len(images), device=device),

@@ -39,7 +39,8 @@ CPU = ExecutionOptions(merged_lora=True)
 
 
 def compute_on(device: torch.device | str) -> torch.dtype:
-    """The fastest precision on the device. Runs no self-test."""
+    """The fastest precision on the device: bfloat16 from compute capability 8.0 on, float16 on
+    older GPUs, float32 on a CPU. Runs no self-test."""
     device = torch.device(device)
     if device.type != "cuda":
         return torch.float32
@@ -48,11 +49,7 @@ def compute_on(device: torch.device | str) -> torch.dtype:
 
 
 def choose_execution(device: torch.device | str) -> ExecutionOptions:
-    """The fastest execution options for the device.
-
-    bfloat16 where the hardware has it (compute capability 8.0 and above), float16 with loss
-    scaling on older cards, float32 on a CPU.
-    """
+    """The fastest execution options for the device."""
     device = torch.device(device)
     if device.type != "cuda":
         return CPU

@@ -128,12 +128,7 @@ class DiffusionSession:
         return peak_bytes(self.model.device)
 
     def advance(self) -> StepReport:
-        """Run the next step. At the end of an epoch the run may roll back to its last good state.
-
-        Raises:
-            TrainingFailed: GPU_OOM; LOSS_DIVERGED at the end of an epoch.
-            TrainerBroken: the device failed; every call that uses the device may raise it.
-        """
+        """Train one step. At the end of an epoch the run may roll back to its last good state."""
         if self.finished:
             raise RuntimeError("the run is finished")
         if self.model.distributed is not None:

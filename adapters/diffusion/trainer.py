@@ -121,11 +121,6 @@ class DiffusionTrainer:
 
         Compatible runs share the device, up to the number of slots, each in its own thread. Each
         gives the same result as alone, within rounding.
-
-        Raises:
-            CheckpointRejected: ``resume`` cannot be used for this plan.
-            TrainingFailed: GPU_OOM; INVALID_TASK if the optimizer's library is not installed.
-            TrainerBroken: the device failed and can no longer be used.
         """
         parameters = plan.parameters
         require_optimizer(parameters.optimizer)
@@ -169,12 +164,7 @@ class DiffusionTrainer:
             return session, stack.pop_all()
 
     def _model_for(self, parameters: TrainingParameters) -> TrainingModel:
-        """The open model if the run can join it, or a new one if no run is open.
-
-        Raises:
-            RuntimeError: the open runs are incompatible, or use all slots.
-            TrainingFailed: GPU_OOM.
-        """
+        """The open model if the run can join it, or a new one if no run is open."""
         key = self.batch_key(parameters)
         if self.model is None:
             reset_peak_memory(self._device)

@@ -67,7 +67,8 @@ def test_a_step_gets_what_is_drawn_for_it_however_many_are_drawn_at_a_time(
     for step in range(2 * EPOCH):
         images = epoch_batches(buckets, 2, PARAMETERS.seed, step // EPOCH)[step % EPOCH]
         draw = sample_step_noise(PARAMETERS, step, own.shape(images), 1000)
-        latents = own.latents(images, draw.flipped, draw.vae_noise)
+        rows = torch.tensor(own.rows(images, draw.flipped))
+        latents = own.sample(own.sizes[images[0]], rows, draw.vae_noise)
         batch = batches.batch(step)
         assert batches.shape(step) == batch.noisy_latents.shape == own.shape(images)
         wanted = schedule.add_noise(latents, draw.noise, draw.timesteps)
@@ -75,8 +76,8 @@ def test_a_step_gets_what_is_drawn_for_it_however_many_are_drawn_at_a_time(
         assert torch.equal(batch.target, draw.noise)
         assert torch.equal(batch.timesteps, draw.timesteps)
         assert torch.equal(batch.loss_weights, objective.weight[draw.timesteps])
-        rows = own.rows_of_captions(images, draw.caption_dropped)
-        assert batch.conditioning[:, 0, 0].tolist() == rows
+        texts = own.rows_of_captions(images, draw.caption_dropped)
+        assert batch.conditioning[:, 0, 0].tolist() == texts
         assert batch.loss_scales.tolist() == [1 / len(images)]
         assert torch.equal(batch.slots, SLOT)
     assert sorted(drawn) == list(range(2 * EPOCH))

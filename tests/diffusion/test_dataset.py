@@ -79,9 +79,10 @@ def test_rows_index_the_images_views_and_captions(
     base: BaseModel, images: tuple[TrainingImage, ...]
 ) -> None:
     dataset = encoded(base, images, flipped=True)
-    batch, flips = (3, 0), (True, False)
+    batch = (3, 0)
+    rows = torch.tensor(dataset.rows(batch, (True, False)))
     noise = torch.zeros(dataset.shape(batch))
-    sample = dataset.latents(batch, flips, noise) / dataset.scaling_factor
+    sample = dataset.sample((64, 64), rows, noise) / dataset.scaling_factor
     mean, _ = dataset.posteriors[64, 64]
     torch.testing.assert_close(sample[0], mean[5])  # the flipped view of the third square
     torch.testing.assert_close(sample[1], mean[0])

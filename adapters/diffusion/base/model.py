@@ -31,14 +31,10 @@ class BaseModel:
     """SHA-256, in hex (``fingerprint_of``)."""
 
     @property
-    def latent_scale(self) -> int:
-        """Pixels per latent along a side: 8 for SD 1.5."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
-
-    @property
     def native_resolution(self) -> int:
         """Side in pixels of the images that the model was trained on: 512 for SD 1.5."""
-        return int(self.unet.config.sample_size) * self.latent_scale
+        halvings = len(self.vae.config.block_out_channels) - 1
+        return int(self.unet.config.sample_size * 2**halvings)
 
     @property
     def is_sd15(self) -> bool:

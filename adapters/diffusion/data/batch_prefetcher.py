@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, chain
+from itertools import accumulate
 
 import torch
 
@@ -77,32 +77,30 @@ class BatchPrefetcher:
 
     def _prepare(self, size: Size, steps: dict[int, ImageBatch]) -> dict[int, Batch]:
         """The batches of steps whose images all have one size."""
-        draws = [
-            sample_step_noise(
-                self.parameters, step, self.dataset.shape(batch), len(self.objective.weight)
+        draws, rows, texts = [], [], []
+        length = len(self.objective.weight)
+        for step, images in steps.items():
+            shape = self.dataset.shape(images)
+            draw = sample_step_noise(self.parameters, step, shape, length)
+            draws.append(draw)
+            rows += self.dataset.rows(images, draw.flipped)
+            texts += self.dataset.rows_of_captions(
+                images, draw.caption_dropped, draw.caption_variants
             )
-            for step, batch in steps.items()
-        ]
         noise = self._send(torch.cat([draw.noise for draw in draws]))
         posterior = self._send(torch.cat([draw.vae_noise for draw in draws]))
-        each = list(zip(steps.values(), draws, strict=True))
-        chosen = [self.dataset.rows(batch, draw.flipped) for batch, draw in each]
-        texts = [
-            self.dataset.rows_of_captions(batch, draw.caption_dropped, draw.caption_variants)
-            for batch, draw in each
-        ]
-        indices = [torch.tensor(list(chain.from_iterable(rows))) for rows in (chosen, texts)]
         times = torch.cat([draw.timesteps for draw in draws])
-        timesteps, rows, captions = self._send(torch.stack([times, *indices]))
-        latents = self.dataset.sample(size, rows, posterior)
+        numbers = torch.stack([times, torch.tensor(rows), torch.tensor(texts)])
+        timesteps, images_at, texts_at = self._send(numbers)
+        latents = self.dataset.sample(size, images_at, posterior)
         whole = Batch(
             noisy_latents=self.objective.add_noise(latents, noise, timesteps),
             timesteps=timesteps,
-            conditioning=captions,
+            conditioning=texts_at,
             target=self.objective.target(latents, noise, timesteps),
             loss_weights=self.objective.weight[timesteps],
-            losses=torch.zeros(len(rows), device=rows.device),
-            loss_scales=torch.ones(1, device=rows.device),
+            losses=torch.zeros_like(timesteps, dtype=torch.float32),
+            loss_scales=torch.ones(1, device=timesteps.device),
             slots=self.slot,
         )
         ends = accumulate(len(batch) for batch in steps.values())

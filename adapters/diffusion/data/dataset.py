@@ -92,13 +92,6 @@ class EncodedDataset:
         mean, std = self.posteriors[size]
         return (mean[rows] + std[rows] * vae_noise) * self.scaling_factor
 
-    def latents(
-        self, batch: ImageBatch, flipped: Sequence[bool], vae_noise: torch.Tensor
-    ) -> torch.Tensor:
-        """Like ``sample``, for the images with these indices."""
-        rows = torch.tensor(self.rows(batch, flipped), device=vae_noise.device)
-        return self.sample(self.sizes[batch[0]], rows, vae_noise)
-
 
 def encode_dataset(
     base: BaseModel,

@@ -57,11 +57,9 @@ def prepare(
     """
     parameters = plan.parameters
     captions = _captions(base, plan)
+    side = parameters.resolution
     sized = (
-        (
-            decode(image.data),
-            bucket_of(image.facts.width, image.facts.height, parameters.resolution),
-        )
+        (decode(image.data), bucket_of(image.facts.width, image.facts.height, side))
         for image in plan.images
     )
     with encoder_statistics(base.vae) as statistics:

@@ -6,8 +6,7 @@ Each class inherits the diffusers block that it replaces, and shares its layers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -23,8 +22,6 @@ from torch.nn import functional
 
 from adapters.diffusion.fused.operations import added, gated, group_norm, layer_norm
 from adapters.diffusion.lora_layers import project, stand_in
-
-Module = TypeVar("Module", bound=torch.nn.Module)
 
 _BLOCKS = {
     *("CrossAttnDownBlock2D", "DownBlock2D", "UNetMidBlock2DCrossAttn"),
@@ -50,7 +47,9 @@ def with_fused_blocks(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
     If ``unet`` has other blocks or settings than Stable Diffusion 1.5, returns ``unet`` itself.
     """
-    if not _is_supported(unet.config):
+    config = unet.config
+    kinds = {*config["down_block_types"], config["mid_block_type"], *config["up_block_types"]}
+    if not kinds <= _BLOCKS or any(config[name] != value for name, value in _SETTINGS.items()):
         return unet
     fused = sharing_weights(unet)
     for parent in list(fused.modules()):
@@ -70,10 +69,10 @@ def with_fused_blocks(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return fused
 
 
-def sharing_weights(model: Module) -> Module:
-    """A copy of the model's modules, on the same parameters and buffers."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+def sharing_weights(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A copy of the UNet's modules, on the same parameters and buffers."""
+    tensors = [*unet.parameters(), *unet.buffers()]
+    return copy.deepcopy(unet, {id(tensor): tensor for tensor in tensors})
 
 
 class FusedResnetBlock(ResnetBlock2D):  # type: ignore[misc] # untyped
@@ -205,12 +204,6 @@ class FusedGroupNormSiLU(torch.nn.GroupNorm):
 def _are_frozen(*layers: torch.nn.Module) -> bool:
     """Whether none of the layers carries LoRA."""
     return all(type(layer) in (torch.nn.Conv2d, torch.nn.Linear) for layer in layers)
-
-
-def _is_supported(config: Mapping[str, Any]) -> bool:
-    """Whether all blocks of a UNet with this configuration are of Stable Diffusion 1.5's kinds."""
-    kinds = {*config["down_block_types"], config["mid_block_type"], *config["up_block_types"]}
-    return kinds <= _BLOCKS and all(config[name] == value for name, value in _SETTINGS.items())
 
 
 def _tokens(x: torch.Tensor) -> torch.Tensor:
