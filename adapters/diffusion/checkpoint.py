@@ -121,7 +121,7 @@ def decode_checkpoint(data: bytes, identity: Mapping[str, Any], weights: int) ->
             if name.startswith(_OPTIMIZER)
         }
         # Some optimizers have no state before the first step, or, with loss scaling, before the
-        # first step that is not skipped. Later it would make the optimizer start afresh.
+        # first step that is not skipped. Later, an optimizer without its state would start afresh.
         if step > 0 and not loss_scale and not optimizer:
             raise ValueError("the optimizer's state is missing")
         return RunState(

@@ -73,8 +73,9 @@ def _stand_ins() -> dict[str, ModuleType | None]:
     compiler.allow_in_graph = compiler.assume_constant_result = lambda function: function
     compiler.disable = _undecorated
     compiler.eval_frame = SimpleNamespace(OptimizedModule=type("OptimizedModule", (), {}))
-    mask_helper: Any = ModuleType(_MASK_HELPER)
-    mask_helper.TransformGetItemToIndex = _transform_get_item_to_index
+    masks: Any = ModuleType(_MASK_HELPER)
+    # Imports the compiler at the first call: only few models of transformers mask with it.
+    masks.TransformGetItemToIndex = lambda: import_module(_MASK_HELPER).TransformGetItemToIndex()
     sagemaker: Any = ModuleType("accelerate.commands.config.sagemaker")  # it imports boto3
     sagemaker.get_sagemaker_input = None
     # These packages' own ``__init__`` reads or imports all models of the library.
@@ -87,7 +88,7 @@ def _stand_ins() -> dict[str, ModuleType | None]:
             "diffusers.models.unets",
         )
     ]
-    stand_ins = (compiler, mask_helper, sagemaker, *packages)
+    stand_ins = (compiler, masks, sagemaker, *packages)
     return {stand_in.__name__: stand_in for stand_in in stand_ins} | {"peft": None}
 
 
@@ -101,11 +102,6 @@ def _without_init(name: str) -> ModuleType:
         str(Path(folder, *inside)) for folder in spec.submodule_search_locations or ()
     ]
     return package
-
-
-def _transform_get_item_to_index() -> Any:
-    """Imports the compiler at the first call: only few models of transformers mask with it."""
-    return import_module(_MASK_HELPER).TransformGetItemToIndex()
 
 
 def _undecorated(function: Any = None, *_arguments: Any, **_options: Any) -> Any:

@@ -32,7 +32,7 @@ class EpochReadings:
 
 
 def diverged(epoch: int) -> TrainingFailed:
-    """The failure of a run that ``MAX_ROLLBACKS`` did not save."""
+    """The failure of a run that diverges again after ``MAX_ROLLBACKS`` rollbacks."""
     message = (
         f"The training became unstable in epoch {epoch} and could not go on. "
         "Please try again with a lower learning rate."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -26,7 +27,6 @@ from adapters.diffusion.data.text import tokens_of
 from adapters.diffusion.device_thread import DeviceThread
 from adapters.diffusion.evaluation import Evaluation, held_out_positions, trained_buckets
 from adapters.diffusion.learning_rate import learning_rates
-from adapters.diffusion.memory_use import peak_bytes
 from adapters.diffusion.nan_rollback import MAX_ROLLBACKS, SLOWER, EpochReadings, diverged
 from adapters.diffusion.objective import objective_of
 from adapters.diffusion.oom import MemoryPlan, group_by_shape, reduce_memory, retry_after_freeing
@@ -124,8 +124,10 @@ class DiffusionSession:
 
     @property
     def peak_memory(self) -> int:
-        """Peak number of bytes so far: of tensors on a GPU, else of the process."""
-        return peak_bytes(self.model.device)
+        """Peak bytes so far: of tensors on a GPU, else of the process since its start."""
+        if self.model.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.model.device))
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def advance(self) -> StepReport:
         """Train one step. At the end of an epoch the run may roll back to its last good state."""

@@ -57,7 +57,7 @@ def encoder_statistics(vae: AutoencoderKL) -> Iterator[list[torch.Tensor]]:
         found.append(torch.cat([values.mean(2), spread], dim=1).cpu())
 
     def end(_: torch.nn.Module, __: object, ___: torch.Tensor) -> None:
-        # Before them may be some of a batch that ran out of memory.
+        # A batch that ran out of memory may have left some before these.
         batches.append(torch.cat(found[-len(layers) :], dim=1))
         found.clear()
 

@@ -18,7 +18,6 @@ from adapters.diffusion.data_parallel import Rank, StartRanks
 from adapters.diffusion.device_thread import MAX_WAIT, DeviceThread
 from adapters.diffusion.execution import ExecutionOptions, choose_execution, describe
 from adapters.diffusion.fused.blocks import with_fused_blocks
-from adapters.diffusion.memory_use import reset_peak_memory
 from adapters.diffusion.oom import retry_after_freeing
 from adapters.diffusion.optimizer_libraries import require_optimizer
 from adapters.diffusion.preview import STEPS
@@ -167,7 +166,8 @@ class DiffusionTrainer:
         """The open model if the run can join it, or a new one if no run is open."""
         key = self.batch_key(parameters)
         if self.model is None:
-            reset_peak_memory(self._device)
+            if self._device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self._device)
             with oom_fails_the_run():
                 slots = self._slots if key is not None else 1
                 opening = training_model(

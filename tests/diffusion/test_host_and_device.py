@@ -12,6 +12,7 @@ import torch
 from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.execution import ExecutionOptions
 from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.diffusion.training_model import training_model
 from adapters.images.decode import decode
 from domain.image import TrainingImage
 from tests.diffusion.conftest import SMALL_BASE
@@ -45,9 +46,12 @@ def device(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
 
 def entering(monkeypatch: pytest.MonkeyPatch, device: FakeDevice) -> None:
     """Enable the fake device in the device's thread when a run is prepared."""
-    monkeypatch.setattr(
-        "adapters.diffusion.trainer.reset_peak_memory", lambda _: device.__enter__()
-    )
+
+    def entered(*arguments: Any) -> Any:
+        device.__enter__()
+        return training_model(*arguments)
+
+    monkeypatch.setattr("adapters.diffusion.trainer.training_model", entered)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def fingerprint_of(components: Mapping[str, Any]) -> str:
         for name, weight in components[part].state_dict().items()
     }
     configs = [
-        # diffusers' private entries are, for example, its version and the path of the source.
+        # Without diffusers' private entries, such as its version and the path of the source.
         {key: value for key, value in components[part].config.items() if not key.startswith("_")}
         for part in ("unet", "vae", "scheduler")
     ]
