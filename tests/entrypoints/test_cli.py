@@ -147,7 +147,12 @@ def test_a_command_outlives_the_reader_of_its_output(stream: str, options: list[
 
 
 def test_ctrl_c_while_a_command_is_imported_prints_nothing() -> None:
-    program = "import entrypoints, signal; signal.raise_signal(signal.SIGINT)"
+    program = (
+        "import entrypoints, signal; "
+        # If the tests run as a job in the background, the signal is ignored at the start.
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "signal.raise_signal(signal.SIGINT)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60, check=False
     )
