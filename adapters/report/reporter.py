@@ -156,8 +156,7 @@ def _parameter_rows(parameters: TrainingParameters, steps: int) -> list[tuple[st
         "network_weights": "none",
         "caption_prefix": "none",
         "caption_suffix": "none",
-        "sample_prompts": "the first distinct captions; a single one is combined with further "
-        "subjects",
+        "sample_prompts": "the first distinct captions, with added subjects if all are equal",
     }
     rows = []
     for field in fields(parameters):

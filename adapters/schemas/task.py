@@ -151,7 +151,7 @@ class TaskRules:
             remedy = f"give {FORMS} of a LoRA in one of these buckets: " + ", ".join(
                 map(str, buckets)
             )
-            raise InvalidTask("data.parameters.network_weights", repr(initial), remedy)
+            raise InvalidTask("data.parameters.network_weights", _as_json(initial), remedy)
         images = len(set(task.images))
         epochs = task.requested.named.get("epochs") or default_epochs(images)
         if epochs * images > self.max_steps:
