@@ -150,9 +150,11 @@ class SpoolQueue:
         return shown
 
     def depths(self) -> Mapping[str, int]:
-        """Files by folder, including delivered ones."""
+        """Files by folder, without those that this worker holds."""
+        with self._lock:
+            held = {held.path for held in self._held.values()}
         with self._io_errors():
-            waiting = sum(1 for _ in self._folder.glob("[!.]*.json"))
+            waiting = sum(path not in held for path in self._folder.glob("[!.]*.json"))
             dead = sum(1 for _ in self._dead.glob("*.json"))
         return {"waiting": waiting, "dead": dead}
 

@@ -288,3 +288,12 @@ def test_a_message_that_cannot_be_settled_is_redelivered(
             queue.dead_letter(delivery, "wrong")
     assert receive(queue).redelivered
     assert len(list(folder.glob("*.json"))) == 1
+
+
+def test_a_held_message_does_not_count_as_waiting(queue: SpoolQueue) -> None:
+    queue.publish(b'{"n": 1}')
+    queue.publish(b'{"n": 2}')
+    held = receive(queue)
+    assert queue.depths() == {"waiting": 1, "dead": 0}
+    queue.requeue(held)
+    assert queue.depths() == {"waiting": 2, "dead": 0}
