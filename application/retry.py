@@ -17,6 +17,7 @@ FIRST_PAUSE = 5.0
 MAX_PAUSE = 600.0
 RETRY_SECONDS = 600.0
 """Seconds for which calls are retried by default."""
+MAX_RETRY_PAUSE = 60.0
 POLL_SECONDS = 1.0
 """Seconds between checks of ``stop`` while sleeping."""
 
@@ -55,7 +56,8 @@ def retry(
         try:
             return call()
         except Unavailable as error:
-            pause = backoff(retries, error.retry_after, max_pause=60.0)
+            # Not longer, even with ``Retry-After``: a finished training waits for the call.
+            pause = min(backoff(retries, error.retry_after), MAX_RETRY_PAUSE)
             if stop.reason is not None or clock.monotonic() + pause > deadline:
                 raise
             log.warning("retrying in %.0f s: %s", pause, error)
