@@ -4,7 +4,7 @@
 # Each part has a time limit and writes each result at once, so an interruption loses no result. Parts in order:
 # the GPU's tests; steps at batch 1, 2, 4, 8 (the recipe, without and with our kernels), then with
 # torch.compile in place of our kernels; several styles; a whole job, cold and warm; a step's kernels.
-# --tiny runs a short form of each part on a CPU, in at most 13 minutes, with fewer tests and one compilation.
+# --tiny runs a short form of each part on a CPU, in at most 15 minutes, with fewer tests and one compilation.
 # PYTHON names the interpreter, whose torch must fit the GPU.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
@@ -31,9 +31,9 @@ steps() { # NAME SECONDS TINY_SECONDS WAYS BATCHES: steps/s of some ways to run 
 }
 
 part tests 110 60 "$python" -m pytest -q -m "gpu or kernels" "${tests[@]}" tests/diffusion
-steps steps 80 90 "recipe channels-last kernels" "1 2 4 8"
+steps steps 80 150 "recipe channels-last kernels" "1 2 4 8"
 steps steps-compiled 110 400 compiled "$compiled"
-part styles 45 90 "$python" -m benchmarks.gpu "${where[@]}" --parts styles --styles 1 4 8 \
+part styles 45 150 "$python" -m benchmarks.gpu "${where[@]}" --parts styles --styles 1 4 8 \
   --seconds "$seconds" --json "$out/styles.json"
 part job 105 90 "$python" -m benchmarks.gpu "${where[@]}" --parts job --epochs "$epochs" \
   --json "$out/job.json"
