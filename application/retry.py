@@ -18,6 +18,7 @@ MAX_PAUSE = 600.0
 RETRY_SECONDS = 600.0
 """Seconds for which calls are retried by default."""
 MAX_RETRY_PAUSE = 60.0
+"""Longest pause of ``retry`` in seconds."""
 POLL_SECONDS = 1.0
 """Seconds between checks of ``stop`` while sleeping."""
 

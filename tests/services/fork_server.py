@@ -156,7 +156,7 @@ def main() -> None:
     # New objects: the former ones may be able to seek, and these may not.
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - stays open
     sys.stdout, sys.stderr = (
-        open(number, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115 - as above
+        open(number, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115 - stays open
         for number in (1, 2)
     )
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc]  # as in a new process
