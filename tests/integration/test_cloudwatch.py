@@ -17,6 +17,7 @@ from typing import Any
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from watchtower import CloudWatchLogHandler
 
 from adapters.logs import cloudwatch
 from adapters.logs.cloudwatch import CloudWatchMissing, CloudWatchOptions, cloudwatch_handler
@@ -42,11 +43,15 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def moto() -> Iterator[str]:
+    requests = logging.getLogger("werkzeug")  # this process's log, which a test reads
+    level = requests.level
+    requests.setLevel("ERROR")
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
+    requests.setLevel(level)
 
 
 def client(url: str) -> Any:
@@ -108,9 +113,11 @@ def test_settings_of_a_worker_select_the_log_group(
     logs = start_logging(level="INFO", secrets=settings.secrets(), stream=io.StringIO())
     start_cloudwatch(settings, logs, "worker-9")
     logging.getLogger("x").info("with a-secret-of-the-tests")
-    for handler in logging.getLogger().handlers:
-        handler.flush()
-    start_logging(level="WARNING")
+    (handler,) = (
+        one for one in logging.getLogger().handlers if isinstance(one, CloudWatchLogHandler)
+    )
+    start_logging(level="WARNING")  # removes the handler
+    handler.close()  # sends what waits
     events = client(moto).get_log_events(logGroupName="workers", logStreamName="worker-9")
     messages = [json.loads(event["message"])["message"] for event in events["events"]]
     assert messages == ["with [redacted]"]
