@@ -24,6 +24,7 @@ from application.ports import (
     PreconditionFailed,
     Queue,
     QueueUnavailable,
+    StyleGone,
     Unavailable,
 )
 from domain.failure import Failure
@@ -44,6 +45,7 @@ _QUEUE_RESULTS: dict[type[Exception], str] = {
 }
 _BACKEND_RESULTS: dict[type[Exception], str] = {
     Unavailable: "unavailable",
+    StyleGone: "gone",
     NotifierRejected: "refused",
 }
 

@@ -140,7 +140,10 @@ class Metrics:
             "slot",
         )
         self.webhooks = counter(
-            "webhook_calls", "Calls to the backend, by result.", "call", "result"
+            "webhook_calls",
+            "Calls to the backend, by result; gone: 404, as for a deleted style.",
+            "call",
+            "result",
         )
         self.webhook_seconds = histogram(
             "webhook_duration_seconds", "Duration of calls to the backend.", _CALL_SECONDS, "call"
@@ -168,7 +171,7 @@ class Metrics:
             self.settlements.labels(outcome, "ok")
             self.settlements.labels(outcome, "lost")
         for call in ("progress", "completed", "failed"):
-            for result in ("ok", "unavailable", "refused"):
+            for result in ("ok", "unavailable", "gone", "refused"):
                 self.webhooks.labels(call, result)
             self.webhook_seconds.labels(call)
         for result in ("ok", "superseded", "unavailable"):

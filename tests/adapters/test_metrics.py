@@ -32,6 +32,7 @@ from application.ports import (
     NotifierRejected,
     NotifierUnavailable,
     QueueUnavailable,
+    StyleGone,
 )
 from application.settlement import Ack, Requeue, RetryLater
 from application.stop_signal import StopReason, StopSignal
@@ -440,12 +441,17 @@ def test_a_lost_lease_is_counted_separately(metrics: Metrics, clock: ManualClock
 
 @pytest.mark.parametrize(
     ("error", "result"),
-    [(NotifierUnavailable("503"), "unavailable"), (NotifierRejected("404"), "refused")],
+    [
+        (NotifierUnavailable("503"), "unavailable"),
+        (NotifierRejected("401"), "refused"),
+        (StyleGone("404"), "gone"),
+    ],
 )
 def test_a_failing_backend_is_counted_by_its_response(
     error: Exception, result: str, metrics: Metrics, clock: ManualClock
 ) -> None:
     notifier = MeteredNotifier(Broken(error), metrics, clock.monotonic)
+    assert value(metrics, "webhook_calls_total", call="progress", result=result) == 0
     with pytest.raises(type(error)):
         notifier.progress(7, Progress(1, 2, 1, 2))
     assert value(metrics, "webhook_calls_total", call="progress", result=result) == 1
