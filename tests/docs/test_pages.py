@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,7 @@ from entrypoints.settings import PLATFORM_NAMES, Settings
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"])
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
+COMMANDS_IN = [*GUIDES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
 NOT_OURS = {
     # Of tools that the guides use.
@@ -75,8 +77,8 @@ def test_every_file_named_exists(page: Path) -> None:
             assert list(ROOT.glob(path)), f"{page.name}: {path}"
 
 
-@pytest.mark.parametrize("page", GUIDES, ids=_id)
-def test_every_command_and_option_exists(page: Path) -> None:
+@pytest.mark.parametrize("page", COMMANDS_IN, ids=_id)
+def test_every_command_runs(page: Path) -> None:
     makefile = _text(ROOT / "Makefile")
     for targets in re.findall(
         r"(?<!\w)make ((?:(?:demo|test|lint|bench|[a-z-]+gpu) ?)+)", _text(page)
@@ -87,9 +89,11 @@ def test_every_command_and_option_exists(page: Path) -> None:
     for module, rest in re.findall(r"python -m (entrypoints\.\w+)([^\n`]*)", text):
         parser = import_module(module).build_parser()
         parser.add_common_options()
-        known = set(re.findall(r"--[a-z][\w-]*", parser.format_help()))
-        for option in re.findall(r"(?<!\S)(--[a-z][\w-]*)", rest):
-            assert option in known, f"{page.name}: {module} {option}"
+        try:
+            parser.parse_args(shlex.split(rest))
+        except SystemExit as ended:
+            if ended.code:
+                pytest.fail(f"{page.name}: {module}{rest}")
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=_id)
