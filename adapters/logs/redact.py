@@ -16,7 +16,7 @@ _SHORT = 8
 
 _FORMS = (
     # A password in a URL: amqp://user:password@host
-    (re.compile(r"(?<=://)[^\s/@'\"]*:[^\s/@'\"]*@"), f"{REDACTED}@"),
+    (re.compile(r"(?<=://)[^\s:/@'\"]*:[^\s/@'\"]*@"), f"{REDACTED}@"),
     # Request headers: Authorization: Bearer x, {'Authorization': 'Basic x'}
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w~+/.=-]{8,}"), rf"\1 {REDACTED}"),
     # Signed S3 URLs, and the status page's token
