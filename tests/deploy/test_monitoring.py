@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from adapters.memory import ManualClock, MemoryQueue
 from adapters.metrics.queue import DepthGauges
+from adapters.spool import SpoolQueue
 from adapters.status_page.app import build_app
 from adapters.status_page.server import StatusServer
 from domain.failure import FailureCode
@@ -160,6 +161,30 @@ def test_every_query_uses_exposed_metrics(name: str) -> None:
 )
 def test_the_query_check_finds_errors(query: str, problem: str) -> None:
     assert problem in problems(query, exposed())
+
+
+@pytest.mark.parametrize("title", ["Waiting tasks", "Dead letters"])
+def test_a_panel_of_one_queue_finds_it_at_a_broker_and_in_a_spool_folder(
+    title: str, tmp_path: Path
+) -> None:
+    clock = ManualClock()
+    spool = SpoolQueue(tmp_path, clock, lambda: "id")
+    for queue in (RabbitNames(clock), spool):
+        for query in (query for name, query in dashboard_queries().items() if title in name):
+            (matcher,) = (
+                matcher
+                for part in parts(promql_parser.parse(query))
+                if isinstance(part, promql_parser.VectorSelector)
+                for matcher in part.matchers.matchers
+                if matcher.name == "queue"
+            )
+            wanted = matcher.op == promql_parser.MatchOp.Re
+            found = [
+                name
+                for name in queue.depths()
+                if bool(re.fullmatch(matcher.value, name)) is wanted
+            ]
+            assert len(found) == 1, (query, found)
 
 
 @pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel["title"])
