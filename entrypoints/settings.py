@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -687,14 +688,15 @@ def _line(problem: Any, options: Mapping[str, Any]) -> str:
     remedy = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] in _REMEDIES:
         remedy = _REMEDIES[problem["type"]].format(**problem.get("ctx", {}))
-    value = problem["input"]
+    # What precedes an @ may be a password, even in a setting that should have none.
+    value = re.sub(r"(?s).*@", "***@", str(problem["input"]))
     if name in options:
         return f"{option_of(name)} {value}: {remedy}"
     if remedy.startswith(name.upper()):
         return remedy
-    if value is None:
+    if problem["input"] is None:
         return f"{name.upper()} is not set: {remedy}"
-    shown = "***" if is_secret(Settings.model_fields[name]) else repr(str(value))
+    shown = "***" if is_secret(Settings.model_fields[name]) else repr(value)
     return f"{name.upper()}={shown}: {remedy}"
 
 

@@ -60,4 +60,4 @@ def check_emulator(url: str) -> None:
     """
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError(f"STORAGE_EMULATOR_HOST={url!r}: give http://host:port")
+        raise ValueError("give http://host:port")

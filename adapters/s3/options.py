@@ -81,4 +81,4 @@ def check_endpoint(url: str) -> None:
             "AWS_SECRET_ACCESS_KEY"
         )
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError(f"S3_ENDPOINT_URL={url!r}: give https://host or http://host:port")
+        raise ValueError("give https://host or http://host:port")

@@ -145,6 +145,10 @@ def test_a_broker_may_need_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
         ("RABBITMQ_URL", "amqp://u:sesame-open@broker:port"),
         ("S3_ENDPOINT_URL", "https://u:sesame-open@minio:9000"),
         ("S3_ENDPOINT_URL", "minio:9000"),
+        ("S3_ENDPOINT_URL", "u:sesame-open@minio"),
+        ("STORAGE_EMULATOR_HOST", "u:sesame-open@emulator"),
+        ("RABBITMQ_HOST", "amqp://u:sesame-open@broker"),
+        ("MODEL_BUCKET_NAME", "https://u:sesame-open@store/models"),
     ],
 )
 def test_an_invalid_url_is_rejected_before_anything_starts(

@@ -266,7 +266,7 @@ def test_a_machine_without_credentials_is_told_what_to_set(
         ({"retry_seconds": 0.0}, "retry_seconds must be more than 0"),
         ({"chunk_size": MIB + 1}, "multiple of 256 KiB"),
         ({"max_pool_connections": 0}, "at least 1"),
-        ({"emulator_url": "127.0.0.1:4443"}, "STORAGE_EMULATOR_HOST.*give http://host:port"),
+        ({"emulator_url": "127.0.0.1:4443"}, "give http://host:port"),
     ],
 )
 def test_a_wrong_option_is_named_with_its_remedy(wrong: dict[str, Any], message: str) -> None:
