@@ -605,7 +605,10 @@ def load_settings(
 
 
 def _read(env_file: Path | None) -> dict[str, str]:
-    """All names with a value, in lower case; those of the environment replace the file's."""
+    """All names with a value, in lower case; those of the environment replace the file's.
+
+    A value from a file, such as a Kubernetes Secret, may end with a newline, which is removed.
+    """
     try:
         # "-sig" skips the byte order mark of some editors, else a part of the first name.
         in_file = {} if env_file is None else dotenv_values(env_file, encoding="utf-8-sig")
@@ -615,10 +618,10 @@ def _read(env_file: Path | None) -> dict[str, str]:
         reason = getattr(error, "strerror", None) or "it is not UTF-8; save it as UTF-8"
         raise InvalidSettings(f"{env_file}: cannot be read ({reason})") from None
     return {
-        name.lower(): value
+        name.lower(): text
         for source in (in_file, os.environ)
         for name, value in source.items()
-        if value
+        if (text := (value or "").rstrip("\r\n"))
     }
 
 

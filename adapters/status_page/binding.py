@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from adapters.common.loopback import is_loopback
 from domain.errors import UserError
 
@@ -13,11 +15,13 @@ class InvalidBinding(UserError, ValueError):
 
 
 def check_binding(host: str, token: str | None) -> None:
-    """Check that an address open to the network has a token.
+    """Check that a token can be sent, and that an address open to the network has one.
 
     Raises:
         InvalidBinding: with the remedy.
     """
+    if token is not None and not re.fullmatch(r"[!-~]*", token):
+        raise InvalidBinding("the token is sent in a header; give ASCII characters without spaces")
     if token is not None and len(token) < SHORTEST_TOKEN:
         raise InvalidBinding(
             f"the token has {len(token)} characters; give {SHORTEST_TOKEN} or more"

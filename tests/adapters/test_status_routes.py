@@ -355,6 +355,8 @@ def test_a_token_that_is_set_is_required_on_loopback_too() -> None:
         ("192.168.1.5", None, "set STATUS_HOST=127.0.0.1"),
         ("worker.example", None, "set STATUS_HOST=127.0.0.1"),
         ("127.0.0.1", "short", "give 16 or more"),
+        ("127.0.0.1", f"{TOKEN}\n", "ASCII characters without spaces"),
+        ("127.0.0.1", "schlüssel-der-seite", "ASCII characters without spaces"),
     ],
 )
 def test_a_public_page_without_a_strong_token_is_rejected_in_one_line(

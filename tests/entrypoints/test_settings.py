@@ -228,6 +228,19 @@ def test_a_public_status_page_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> 
     loaded(monkeypatch, STATUS_HOST="0.0.0.0", STATUS_PORT="0")
 
 
+def test_a_secret_from_a_file_may_end_with_a_newline(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("RABBITMQ_PASS", "AWS_SECRET_ACCESS_KEY", "INTERNAL_API_TOKEN", "STATUS_TOKEN")
+    settings = loaded(
+        monkeypatch,
+        AWS_ACCESS_KEY_ID="key\r\n",
+        STATUS_HOST="0.0.0.0\n",
+        **dict.fromkeys(names, f"{TOKEN}\n"),
+    )
+    assert [getattr(settings, name.lower()).get_secret_value() for name in names] == [TOKEN] * 4
+    assert settings.aws_access_key_id == "key"
+    assert settings.status_host == "0.0.0.0"
+
+
 def test_workers_of_a_fleet_differ_in_gpu_name_and_port(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = loaded(monkeypatch, WORKER_NAME="pod", STATUS_PORT="9200")
     second = environment_on_gpu(settings, "3", 1)
