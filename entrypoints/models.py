@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from adapters.diffusion.base.names import hub_has, is_cached
 from adapters.images.decode import decode
 from adapters.logs.libraries import quiet_libraries
+from entrypoints.settings import Settings, WorkerSettings
 
 if TYPE_CHECKING:
     from adapters.captioner import TransformersCaptioner
     from adapters.diffusion.base.model import BaseModel
-    from entrypoints.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ def load_base_model(settings: Settings, device: str) -> BaseModel:
     Raises:
         BaseModelInvalid: BASE_MODEL is not a base model.
     """
-    if settings.base_model is None and settings.has_broker:
+    for_broker = settings.has_broker and isinstance(settings, WorkerSettings)
+    if settings.base_model is None and for_broker:
         name = STABLE_DIFFUSION  # styles for the backend must not depend on the machine
     elif settings.base_model is None:
         name, reason = default_base(device)

@@ -168,7 +168,8 @@ class Settings(BaseModel):
 
     base_model: str | None = None
     """Base model: a diffusers folder, a `.safetensors` checkpoint or a hub name. Default: Stable
-    Diffusion 1.5; without a broker, the small base if a GPU or the hub is missing"""
+    Diffusion 1.5; without a broker, and for `train`, the small base if a GPU or the hub is
+    missing"""
     base_model_config: DirectoryPath | None = None
     """Folder with the configuration of a single-file base model, for machines without access to
     the hub"""

@@ -20,7 +20,10 @@ from entrypoints.models import (
     load_base_model,
     load_captioner,
 )
+from entrypoints.settings import WorkerSettings
 from tests.services.settings import make_settings
+
+TOKEN = "t" * 32
 
 
 @pytest.fixture
@@ -85,6 +88,17 @@ def test_a_given_base_is_loaded_with_its_options(
     load_base_model(settings, "cpu")
     assert loaded == [("large", tmp_path)]
     assert caplog.text == ""
+
+
+def test_a_broker_selects_the_base_of_workers_only(loaded: list[Any]) -> None:
+    broker = {
+        "rabbitmq_host": "broker",
+        "backend_api_url": "https://b",
+        "internal_api_token": TOKEN,
+    }
+    load_base_model(WorkerSettings.model_validate(broker), "cpu")
+    load_base_model(make_settings(**broker), "cpu")
+    assert [call[0] for call in loaded if call != 1] == [STABLE_DIFFUSION, str(SMALL_BASE)]
 
 
 def test_a_default_base_is_logged_and_a_small_one_uses_one_thread(
