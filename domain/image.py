@@ -137,9 +137,10 @@ def duplicate_groups(images: Sequence[TrainingImage]) -> list[frozenset[int]]:
     """
     groups = [frozenset({position}) for position in range(len(images))]
     for one, other in combinations(range(len(images)), 2):
-        if _near_duplicates(images[one], images[other]):
+        if groups[one] is not groups[other] and _near_duplicates(images[one], images[other]):
             union = groups[one] | groups[other]
-            groups = [union if group & union else group for group in groups]
+            for position in union:
+                groups[position] = union
     return groups
 
 

@@ -72,9 +72,9 @@ class DiffusionSession:
         self.model, self.slot, self.thread = model, slot, thread
         self.parameters = parameters = plan.parameters
         dataset = data.dataset
-        held_out = held_out_positions(
-            duplicate_groups(plan.images), parameters.validation_split, parameters.seed
-        )
+        split = parameters.validation_split
+        groups = duplicate_groups(plan.images) if split else ()
+        held_out = held_out_positions(groups, split, parameters.seed)
         self._buckets = trained_buckets(dataset.buckets, held_out)
         buckets = list(self._buckets.values())
         self._epoch_steps = steps_per_epoch(buckets, parameters.batch_size)

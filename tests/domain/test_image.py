@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from domain.failure import FailureCode, TrainingFailed
@@ -42,6 +44,14 @@ def test_near_duplicates_are_grouped_transitively() -> None:
     )
     alike = frozenset({0, 2, 3})
     assert duplicate_groups(images) == [alike, frozenset({1}), alike, alike]
+
+
+def test_many_near_duplicates_are_grouped_quickly() -> None:
+    images = tuple(image(str(n), str(n), n % 8) for n in range(200))
+    began = time.process_time()
+    groups = duplicate_groups(images)
+    assert time.process_time() - began < 2.0
+    assert set(groups) == {frozenset(range(200))}
 
 
 def test_too_few_images_fail_with_every_rejection_in_the_message() -> None:
