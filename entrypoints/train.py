@@ -116,9 +116,8 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--checkpoint-every",
         type=int,
-        default=10,
         metavar="N",
-        help="epochs between checkpoints (default: 10)",
+        help="epochs between checkpoints (default: CHECKPOINT_EVERY, else 10)",
     )
     parser.add_argument(
         "--preview-share",

@@ -112,11 +112,21 @@ def test_an_error_ends_the_command_and_the_same_command_resumes(
     assert run()[0] == 0
 
 
-@pytest.mark.parametrize(("every", "epochs"), [("1", [1, 2, 3, 4, 5]), ("2", [2, 4, 5])])
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [(["--checkpoint-every", "1"], [1, 2, 3, 4, 5]), ([], [2, 4, 5])],
+    ids=["option", "setting"],
+)
 def test_every_requested_checkpoint_is_kept(
-    trainer: Faulty, run: Run, tmp_path: Path, every: str, epochs: list[int]
+    trainer: Faulty,
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    epochs: list[int],
 ) -> None:
-    code, outcome, _ = run("--epochs", "5", "--checkpoint-every", every)
+    monkeypatch.setenv("CHECKPOINT_EVERY", "2")
+    code, outcome, _ = run("--epochs", "5", *options)
     assert (code, outcome["checkpoint_epoch"]) == (0, 5)
     stored = sorted(path.name for path in tmp_path.glob("out/jobs/*/checkpoints/*"))
     assert [int(re.findall(r"\d+", name)[0]) for name in stored] == epochs
