@@ -42,6 +42,8 @@ ONLY_FOR_TRYING = (
 
 PREVIEW_STEPS = IntRange(1, 1000)
 """A sampler cannot take more steps than Stable Diffusion's noise schedule has."""
+EXPORT_OPTIONS = {"images", "out", "export", "json", "debug"}
+"""The options that have an effect with ``--export``."""
 EPILOG = """\
 examples:
   python -m entrypoints.train images --out styles/watercolour
@@ -193,9 +195,10 @@ def _broken_off(error: BaseException) -> dict[str, Any]:
 
 
 def _export(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    parameters = given_parameters(arguments)
-    if parameters:
-        raise UserError(f"{option_of(min(parameters))}: has no effect with --export; leave it out")
+    default_of = build_parser().get_default
+    given = [name for name, value in vars(arguments).items() if value != default_of(name)]
+    if ignored := set(given) - EXPORT_OPTIONS:
+        raise UserError(f"{option_of(min(ignored))}: has no effect with --export; leave it out")
 
     from adapters.lora_files.convert import convert
     from entrypoints import local_run

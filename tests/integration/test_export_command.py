@@ -78,6 +78,13 @@ def test_dora_in_kohyas_format_gets_one_line_of_warning(
         ),
         (["empty", "--out", "o"], "empty: the folder holds no .safetensors file"),
         (["STYLE", "--out", "o", "--epochs", "3"], "--epochs: has no effect with --export"),
+        (["STYLE", "--out", "o", "--name", "mine"], "--name: has no effect with --export"),
+        (["STYLE", "--out", "o", "--style-id", "2"], "--style-id: has no effect with --export"),
+        (["STYLE", "--out", "o", "--device", "cpu"], "--device: has no effect with --export"),
+        (
+            ["STYLE", "--out", "o", "--repeats-from-folders"],
+            "--repeats-from-folders: has no effect with --export",
+        ),
         (["STYLE", "--out", "STYLE"], "is not a folder; give a folder that you can write"),
         (["STYLE", "--out", "models"], "holds the LoRA itself"),
     ],
