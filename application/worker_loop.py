@@ -9,14 +9,7 @@ from dataclasses import dataclass, field
 
 from application.circuit_breaker import CircuitBreaker
 from application.event_bus import EventSink, MessageSettled, TaskReceived
-from application.ports import (
-    Clock,
-    Delivery,
-    DeliveryLost,
-    Queue,
-    QueueUnavailable,
-    TrainerBroken,
-)
+from application.ports import Clock, Delivery, DeliveryLost, Queue, QueueUnavailable, TrainerBroken
 from application.reject_invalid_task import invalid_task_id
 from application.retry import sleep
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
@@ -27,8 +20,6 @@ log = logging.getLogger(__name__)
 
 RECEIVE_SECONDS = 1.0
 """Timeout of one receive, and so the longest time until an idle worker notices a stop."""
-EMPTY_RECEIVES = 3
-"""Consecutive receives without a message after which a queue counts as empty."""
 UNAVAILABLE_PAUSE = 2.0
 """Seconds between receives while the queue is unavailable."""
 DUPLICATE_SECONDS = 60.0
@@ -50,6 +41,8 @@ class WorkerLoop:
     """Shared by all loops of this worker."""
     active: dict[str, Delivery] = field(default_factory=dict)
     """The deliveries that all loops of this worker are processing, by task id."""
+    idle_seconds: float = 3.0
+    """Seconds of receives without a message after which a queue counts as empty."""
     not_ready: Callable[[], str | None] = lambda: None
     """Returns why the worker cannot take tasks now, or None; called before each receive."""
 
@@ -60,7 +53,7 @@ class WorkerLoop:
             TrainerBroken: the device failed, so every further task would fail too. The message is
                 back in the queue.
         """
-        unavailable, empty_receives, paused = False, 0, False
+        unavailable, idle, paused = False, 0.0, False
         while stop.reason is None:
             if (trouble := self.circuit_breaker.pause_reason or self.not_ready()) is not None:
                 if not paused:
@@ -86,11 +79,11 @@ class WorkerLoop:
                 log.info("queue available again")
                 unavailable = False
             if delivery is None:
-                empty_receives += 1
-                if until_empty and empty_receives == EMPTY_RECEIVES:
+                idle += RECEIVE_SECONDS
+                if until_empty and idle >= self.idle_seconds:
                     return
                 continue
-            empty_receives = 0
+            idle = 0.0
             settlement = self._process(delivery, stop)
             if isinstance(settlement, RetryLater) and settlement.device_broken:
                 log.critical("the worker exits: its device has failed")

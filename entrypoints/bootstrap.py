@@ -290,5 +290,6 @@ class Container(containers.DeclarativeContainer):
             partial, lack_of_space, settings.provided.work_folder, settings.provided.min_disk_gb
         ),
         circuit_breaker=circuit_breaker,
+        idle_seconds=settings.provided.idle_seconds,
     )
     worker_pool = providers.Singleton(build_worker_pool, worker_loop, slots)

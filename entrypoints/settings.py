@@ -40,6 +40,7 @@ from adapters.status_page.configuration import is_secret
 from adapters.webhook.options import WebhookOptions, check_token, checked_address
 from application.lease import MAX_SECONDS, LeaseTerms
 from application.worker_config import WorkerConfig
+from application.worker_loop import WorkerLoop
 from domain.errors import UserError
 from domain.location import Bucket, InvalidLocation
 from entrypoints.options import option_of
@@ -296,6 +297,8 @@ class Settings(BaseModel):
     deletes all"""
     progress_every: float = Field(DEFAULTS.progress_every, gt=0, le=DAY)
     """Seconds between two progress webhooks"""
+    idle_seconds: float = Field(WorkerLoop.idle_seconds, gt=0, le=DAY)
+    """Seconds without a task after which a worker with `--once` exits"""
     cancel_poll: float = Field(DEFAULTS.cancel_poll, gt=0, le=DAY)
     """Seconds between two checks for a cancellation"""
     lease_seconds: float = Field(DEFAULTS.lease.seconds, ge=3, le=MAX_SECONDS)

@@ -21,7 +21,7 @@ in STORAGE_DIR are the buckets. `python -m entrypoints.submit` creates such a fi
 examples:
   python -m entrypoints.worker --check      check a new pod: what works, and how to fix the rest
   python -m entrypoints.worker              run until stopped
-  python -m entrypoints.worker --once       run until the queue is empty
+  python -m entrypoints.worker --once       run until no task has come for IDLE_SECONDS
   python -m entrypoints.worker --gpus all   a worker on every GPU, each with its own STATUS_PORT
 
 The worker serves a status page, /metrics, /health/live and /health/ready at http://127.0.0.1:9108
@@ -44,7 +44,7 @@ def build_parser() -> CommandParser:
         description="Train styles from a queue of tasks: one at a time, or up to JOBS_TOGETHER.",
         epilog=EPILOG,
     )
-    parser.add_argument("--once", action="store_true", help="exit when the queue is empty")
+    parser.add_argument("--once", action="store_true", help="exit when no task has come lately")
     parser.add_argument(
         "--check",
         action="store_true",

@@ -33,7 +33,7 @@ from application.ports import (
 from application.reject_invalid_task import RejectInvalidTask
 from application.settlement import Ack, DeadLetter, RetryLater, Settlement
 from application.stop_signal import StopReason, StopSignal
-from application.worker_loop import EMPTY_RECEIVES, UNAVAILABLE_PAUSE, WorkerLoop
+from application.worker_loop import UNAVAILABLE_PAUSE, WorkerLoop
 from domain.failure import Failure, FailureCode
 from domain.job import JobState
 from domain.location import Location
@@ -332,12 +332,12 @@ def test_an_idle_worker_runs_until_a_stop(world: World) -> None:
     class Empty(MemoryQueue):
         def receive(self, timeout: float) -> Delivery | None:
             looks.append(timeout)
-            if len(looks) == 2 * EMPTY_RECEIVES:
+            if len(looks) == 20:
                 stop.request(StopReason.SHUTDOWN)
             return super().receive(timeout)
 
     loop_over(world, Empty(world.clock))(stop)
-    assert len(looks) == 2 * EMPTY_RECEIVES
+    assert len(looks) == 20
 
 
 def test_an_unavailable_broker_is_waited_for_and_logged_once_per_outage(
@@ -413,6 +413,24 @@ def test_a_worker_with_a_lost_device_ends_and_takes_no_other_task(
     assert queue.unsettled == []
     assert sorted(queue.waiting) == sorted([first, second])
     assert world.job().failures == 1
+
+
+def test_until_empty_waits_idle_seconds_for_the_next_task(
+    world: World, queue: MemoryQueue
+) -> None:
+    bodies = [encode_task(a_task())]
+
+    def publish_once() -> None:
+        while bodies:
+            queue.publish(bodies.pop())
+
+    loop = replace(loop_over(world, queue), idle_seconds=60.0)
+    with world.clock.every(50.0, publish_once):
+        loop(StopSignal(), until_empty=True)
+    assert world.job().state is JobState.COMPLETED
+    began = world.clock.monotonic()
+    loop(StopSignal(), until_empty=True)
+    assert world.clock.monotonic() - began == 60
 
 
 def test_until_empty_waits_for_a_message_still_being_written(world: World, tmp_path: Path) -> None:

@@ -106,6 +106,12 @@ def test_the_termination_grace_period_exceeds_the_shutdown_timeout() -> None:
     assert POD["terminationGracePeriodSeconds"] > float(SETTINGS_MAP["SHUTDOWN_TIMEOUT"])
 
 
+def test_prometheus_can_read_a_jobs_outcome_before_the_worker_exits() -> None:
+    scrape_interval = 30  # usual in a cluster
+    assert "--once" in WORKER["args"]
+    assert float(SETTINGS_MAP["IDLE_SECONDS"]) >= 2 * scrape_interval
+
+
 def test_the_probes_use_the_status_pages_port() -> None:
     (port,) = WORKER["ports"]
     assert port["containerPort"] == STATUS_PORT == int(SETTINGS_MAP["STATUS_PORT"])

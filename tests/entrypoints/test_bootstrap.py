@@ -123,6 +123,12 @@ def test_pending_uploads_are_awaited_under_a_deadline() -> None:
     assert upload.done()
 
 
+def test_idle_seconds_are_those_of_the_setting() -> None:
+    with open_container(make_settings(idle_seconds="60")) as container:
+        container.trainer.override(providers.Object(MemoryTrainer(ManualClock())))
+        assert container.worker_loop().idle_seconds == 60
+
+
 PARTS = ("blobs", "notifier", "trainer", "store", "worker_pool")
 
 
