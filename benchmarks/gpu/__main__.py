@@ -24,7 +24,7 @@ from adapters.diffusion.execution import choose_execution
 from benchmarks.gpu.bench import attempts, prepare
 from benchmarks.gpu.facts import facts, slug
 from benchmarks.gpu.job import whole_job
-from benchmarks.gpu.results import PARTS, kept_rows
+from benchmarks.gpu.results import PARTS, kept_results
 from benchmarks.gpu.speed import FALLBACK_FLOP, WAYS, count_flop, speed
 from benchmarks.gpu.styles import several_styles
 from benchmarks.measuring_cost import EPOCHS, measuring_cost
@@ -45,14 +45,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/<device>.json")
     options = parser.parse_args()
     device = torch.device(options.device)
-    results: dict[str, Any] = {**facts(device), "rows": []}
+    results: dict[str, Any] = facts(device)
     target = options.json or Path("benchmarks/results") / f"{slug(results['device'])}.json"
     measured: list[dict[str, Any]] = []
-    kept = kept_rows(target, results, options.parts)
-    if kept and "speed" not in options.parts:
-        # The shares in the kept rows refer to the limit of their own run.
-        before = json.loads(target.read_text("utf-8"))
-        results |= {name: before[name] for name in ("matmul_tflops", "tflop_per_image")}
+    results |= kept_results(target, results, options.parts)
+    kept = results["rows"]
 
     def note(part: str, row: dict[str, Any]) -> None:
         measured.append({"part": part, **row})
@@ -65,11 +62,11 @@ def main() -> None:
         folder = Path(scratch)
         if {"speed", "styles", "cost"} & {*options.parts}:
             bench = prepare(options, device, folder)
-            flop = FALLBACK_FLOP
-            with contextlib.suppress(Exception):
-                flop = count_flop(bench)
-            results["tflop_per_image"] = round(flop / 1e12, 4)
             if "speed" in options.parts:
+                flop = FALLBACK_FLOP
+                with contextlib.suppress(Exception):
+                    flop = count_flop(bench)
+                results["tflop_per_image"] = round(flop / 1e12, 4)
                 limit = results["matmul_tflops"]
                 speed(options, bench, flop, limit, lambda row: note("speed", row))
             if "styles" in options.parts:

@@ -9,13 +9,18 @@ from typing import Any
 
 PARTS = ("speed", "styles", "cost", "job")
 """Parts, in the order of their rows."""
+LIMITS = ("matmul_tflops", "tflop_per_image")
+"""Facts from which the shares in the rows of steps are computed."""
 
 
-def kept_rows(target: Path, facts: dict[str, Any], parts: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of other parts in the file, if it is of the same GPU and the same versions."""
+def kept_results(target: Path, facts: dict[str, Any], parts: Sequence[str]) -> dict[str, Any]:
+    """What the file keeps when ``parts`` are measured: the rows of the other parts, if they are of
+    the same GPU and the same versions, and the limits that kept rows of steps refer to."""
     if not target.is_file():
-        return []
+        return {"rows": []}
     results = json.loads(target.read_text("utf-8"))
     if any(results.get(name) != facts[name] for name in ("device", "versions")):
-        return []
-    return [row for row in results["rows"] if row["part"] not in parts]
+        return {"rows": []}
+    rows = [row for row in results["rows"] if row["part"] not in parts]
+    steps = any(row["part"] == "speed" for row in rows)
+    return {"rows": rows, **{name: results[name] for name in (LIMITS if steps else ())}}

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from adapters.diffusion.execution import ExecutionOptions
+from benchmarks.gpu import __main__ as command
 from benchmarks.gpu.bench import MAX_WAIT, Bench
-from benchmarks.gpu.results import kept_rows
+from benchmarks.gpu.results import kept_results
 from benchmarks.gpu.tables import NOTHING, device_tables, gpu_tables
 from tests.services.commands import ROOT, environment
 
@@ -96,13 +97,30 @@ def test_styles_that_were_not_recorded_are_marked() -> None:
 
 def test_remeasuring_one_part_keeps_the_rows_of_the_others(tmp_path: Path) -> None:
     facts = {"device": "card", "versions": {"torch": "2"}}
+    limits = {"matmul_tflops": 1.5, "tflop_per_image": 0.5}
     rows = [{"part": "speed", "name": "a"}, {"part": "job", "name": "whole job"}]
     file = tmp_path / "card.json"
-    assert kept_rows(file, facts, ["job"]) == []
-    file.write_text(json.dumps({**facts, "rows": rows}), "utf-8")
-    assert kept_rows(file, facts, ["job"]) == rows[:1]
-    assert kept_rows(file, {**facts, "versions": {"torch": "3"}}, ["job"]) == []
-    assert kept_rows(file, {**facts, "device": "another"}, ["job"]) == []
+    assert kept_results(file, facts, ["job"]) == {"rows": []}
+    file.write_text(json.dumps({**facts, **limits, "rows": rows}), "utf-8")
+    assert kept_results(file, facts, ["job"]) == {"rows": rows[:1], **limits}
+    assert kept_results(file, facts, ["speed"]) == {"rows": rows[1:]}
+    assert kept_results(file, {**facts, "versions": {"torch": "3"}}, ["job"]) == {"rows": []}
+    assert kept_results(file, {**facts, "device": "another"}, ["job"]) == {"rows": []}
+
+
+def test_a_part_can_be_added_to_a_file_without_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {"device": "card", "versions": {}, "matmul_tflops": 1.0}
+    job, styles = {"part": "job", "name": "whole job"}, {"name": "styles at once"}
+    file = tmp_path / "card.json"
+    file.write_text(json.dumps({**facts, "rows": [job]}), "utf-8")
+    monkeypatch.setattr(command, "facts", lambda _: dict(facts))
+    monkeypatch.setattr(command, "prepare", lambda *_: None)
+    monkeypatch.setattr(command, "several_styles", lambda options, bench, note: note(styles))
+    monkeypatch.setattr(sys, "argv", ["gpu", "--parts", "styles", "--json", str(file)])
+    command.main()
+    assert json.loads(file.read_text("utf-8"))["rows"] == [{"part": "styles", **styles}, job]
 
 
 def test_a_failed_row_says_so_and_affects_no_other(tmp_path: Path) -> None:
