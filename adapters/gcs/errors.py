@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from google.api_core.exceptions import GoogleAPICallError, RetryError
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
@@ -32,6 +34,9 @@ NO_CREDENTIALS = (
     "that has a service account"
 )
 
+_QUERY = re.compile(r"\?[^\s'\"()]+")
+"""The query of a URL in a message. That of an upload session lets anybody continue the upload."""
+
 
 class UnexpectedResponse(RequestException):
     """A success without the fields of a Google Cloud Storage response; another server's."""
@@ -45,28 +50,29 @@ def translate(error: Exception, what: str) -> Exception:
     """
     if isinstance(error, RetryError) and isinstance(error.cause, Exception):
         error = error.cause
+    text = _QUERY.sub("", str(error))
     if isinstance(error, GoogleAPICallError | InvalidResponse) and error.response is not None:
         return _of_response(error.response, what)
     if isinstance(error, DefaultCredentialsError):
-        return BlobUnavailable(f"{what}: there are no credentials: {NO_CREDENTIALS} ({error})")
+        return BlobUnavailable(f"{what}: there are no credentials: {NO_CREDENTIALS} ({text})")
     if isinstance(error, TransportError):
-        return BlobUnavailable(f"{what}: Google's token server cannot be reached ({error})")
+        return BlobUnavailable(f"{what}: Google's token server cannot be reached ({text})")
     if isinstance(error, GoogleAuthError):
         return BlobUnavailable(
-            f"{what}: the credentials are expired or revoked: {NO_CREDENTIALS} ({error})"
+            f"{what}: the credentials are expired or revoked: {NO_CREDENTIALS} ({text})"
         )
     if isinstance(error, SSLError):
-        return BlobUnavailable(f"{what}: no trusted TLS connection to the store ({error})")
+        return BlobUnavailable(f"{what}: no trusted TLS connection to the store ({text})")
     if isinstance(error, Timeout):
-        return BlobUnavailable(f"{what}: the store did not respond in time ({error})")
+        return BlobUnavailable(f"{what}: the store did not respond in time ({text})")
     if isinstance(error, NoConnection | ConnectionError):
         return BlobUnavailable(
             f"{what}: the store cannot be reached: check the network and "
-            f"STORAGE_EMULATOR_HOST ({error})"
+            f"STORAGE_EMULATOR_HOST ({text})"
         )
     return BlobUnavailable(
         f"{what}: the response is not from Google Cloud Storage: check STORAGE_EMULATOR_HOST, "
-        f"and whether a proxy is in between ({error})"
+        f"and whether a proxy is in between ({text})"
     )
 
 

@@ -19,11 +19,11 @@ _FORMS = (
     (re.compile(r"(?<=://)[^\s:/@'\"]*:[^\s/@'\"]*@"), f"{REDACTED}@"),
     # Request headers: Authorization: Bearer x, {'Authorization': 'Basic x'}
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w~+/.=-]{8,}"), rf"\1 {REDACTED}"),
-    # Signed S3 URLs, and the status page's token
+    # Signed S3 URLs, the status page's token, upload sessions of Google Cloud Storage
     (
         re.compile(
             r"(?i)([?&;](?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|"
-            r"AWSAccessKeyId|token|access_token|sig)=)[^&\s'\"]+"
+            r"AWSAccessKeyId|token|access_token|sig|upload_id)=)[^&\s'\"]+"
         ),
         rf"\1{REDACTED}",
     ),

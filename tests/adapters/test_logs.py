@@ -222,6 +222,7 @@ def test_a_secret_with_spaces_and_non_ascii_letters_is_redacted_in_every_encodin
         ("GET /k?AWSAccessKeyId=AKIA1234&Expires=1", "&Expires=1", "AKIA1234"),
         ("/k?X-Amz-Credential=AKIA1234%2Fs3&X-Amz-Date=1", "X-Amz-Date=1", "AKIA1234"),
         ("/k?X-Amz-Security-Token=abcdef&X-Amz-Date=1", "X-Amz-Date=1", "abcdef"),
+        ("PUT /o?uploadType=resumable&upload_id=ABPt12", "Type=resumable&upload_id=", "ABPt12"),
         ("{'authorization': 'basic dXNlcjpwYXNz'}", "'basic ", "dXNlcjpwYXNz"),
     ],
 )

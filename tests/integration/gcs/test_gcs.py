@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+from google.auth.exceptions import GoogleAuthError, TransportError
+from requests.exceptions import ConnectionError as NoConnection
+from requests.exceptions import RequestException, SSLError, Timeout
 
+from adapters.gcs.errors import translate
 from adapters.gcs.options import MIB, GcsOptions
 from adapters.gcs.store import GcsBlobStore
 from application.ports import (
@@ -234,6 +239,19 @@ def test_an_unreachable_store_is_unavailable(options: GcsOptions) -> None:
     blobs = GcsBlobStore(unreachable, readable=["images"], writable=[], sleep=lambda _: None)
     with pytest.raises(BlobUnavailable, match="cannot be reached"):
         blobs.get(Location("images", "a", "gs"))
+
+
+@pytest.mark.parametrize(
+    "kind", [NoConnection, Timeout, SSLError, RequestException, TransportError, GoogleAuthError]
+)
+def test_an_error_does_not_show_the_upload_session(kind: type[Exception]) -> None:
+    """Its URL is enough to continue the upload, without credentials."""
+    (port,) = free_ports(1)
+    with pytest.raises(NoConnection, match="upload_id=ABPt12") as caught:
+        requests.put(f"http://127.0.0.1:{port}/o?a=b&upload_id=ABPt12", timeout=5)
+    translated = str(translate(kind(str(caught.value)), "writing gs://models/a"))
+    assert "ABPt12" not in translated
+    assert "Connection refused" in translated
 
 
 @pytest.mark.filterwarnings("ignore:The load_credentials_from_file:DeprecationWarning")
