@@ -82,6 +82,8 @@ def speed(
 
 def measure_recipe(bench: Bench, batch: int) -> dict[str, Any]:
     """Measure the plain recipe in the same precision."""
+    # The trainers of other rows leave the weights in their own layout.
+    torch.nn.Module.to(bench.base.unet, memory_format=torch.contiguous_format)
     reset_peak_memory(bench.device)
     steps = plain_steps(bench.base, bench.images, bench.resolution, 1_000_000, batch)
     try:

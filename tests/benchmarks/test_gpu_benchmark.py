@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.execution import ExecutionOptions
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu.bench import MAX_WAIT, Bench
 from benchmarks.gpu.results import kept_results
+from benchmarks.gpu.speed import measure_recipe
 from benchmarks.gpu.tables import NOTHING, device_tables, gpu_tables
+from entrypoints.models import SMALL_BASE
 from tests.services.commands import ROOT, environment
 
 
@@ -71,6 +75,23 @@ def test_the_tables_have_every_row(rehearsed: dict[str, Any], tmp_path: Path) ->
     (tmp_path / "card.json").write_text(json.dumps(rehearsed), "utf-8")
     (tmp_path / "cpu.json").write_text("{}", "utf-8")
     assert gpu_tables(tmp_path) == tables
+
+
+def test_the_recipe_runs_in_torchs_own_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = load_base(str(SMALL_BASE))
+    bench = Bench(torch.device("cpu"), base, (), 64, seconds=0.0)
+    bench.trainer(ExecutionOptions(channels_last=True))
+    layouts: list[bool] = []
+
+    def steps(base: BaseModel, *_: object) -> Iterator[float]:
+        while True:
+            layouts.append(base.unet.conv_in.weight.is_contiguous())
+            yield 0.0
+
+    monkeypatch.setattr("benchmarks.gpu.speed.plain_steps", steps)
+    monkeypatch.setattr("benchmarks.gpu.speed.measure", lambda bench, batch, step: step())
+    measure_recipe(bench, 1)
+    assert layouts == [True]
 
 
 def test_runs_that_are_measured_together_wait_for_one_another(
