@@ -132,7 +132,6 @@ def open_job_log(
     logs: Logging, blobs: BlobStore, keys: StorageKeys, clock: SystemClock, worker: str
 ) -> Iterator[JobLog]:
     """Collect and store each job's log lines until the container is closed."""
-    logs.context.worker = worker
     # A separate store without observers, because the job log is an observer itself.
     store = JobStore(
         blobs=blobs, keys=keys, clock=clock, events=lambda _event: None, worker=worker

@@ -54,11 +54,12 @@ def _caption(arguments: argparse.Namespace) -> int:
     from entrypoints.devices import check_device, choose_devices
     from entrypoints.local_run import IMAGES, MAX_LOCAL_BYTES, inspect
     from entrypoints.models import load_captioner
-    from entrypoints.settings import load_settings
+    from entrypoints.settings import load_settings, log_warnings
     from entrypoints.shutdown import signals_handled
 
     check_device(arguments.device)
     settings = load_settings(options=arguments)
+    log_warnings(settings)
     if settings.caption_model is None:
         raise UserError(
             "no caption model: give --caption-model, such as "

@@ -50,7 +50,7 @@ from domain.training_plan import InitialLora
 from entrypoints.bootstrap import Container
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from entrypoints.options import option_of
-from entrypoints.settings import Settings, load_settings
+from entrypoints.settings import Settings, load_settings, log_warnings
 from entrypoints.shutdown import signals_handled
 
 if TYPE_CHECKING:
@@ -142,9 +142,11 @@ def build_container(
     """Build the worker's container with folders as buckets and the terminal as backend."""
     logs = start_logging(level="DEBUG" if arguments.debug else "WARNING", form="text")
     settings = load_settings(options=arguments)
+    log_warnings(settings)
     out: Path = arguments.out
     console = Console(stderr=arguments.json)  # with --json, standard output has only the outcome
     container = Container(settings=settings, logs=logs, stop=StopSignal())
+    logs.context.worker = container.worker()
     container.override_providers(
         console=console,
         slots=1,

@@ -166,6 +166,8 @@ class Settings(BaseModel):
 
     _given: dict[str, str] = PrivateAttr(default_factory=dict)
     """Every name in the environment and in `.env`, in lower case, with its value."""
+    _ignored: list[str] = PrivateAttr(default_factory=list)
+    """A text for each line of `.env` that is not a setting."""
 
     base_model: str | None = None
     """Base model: a diffusers folder, a `.safetensors` checkpoint or a hub name. Default: Stable
@@ -584,7 +586,7 @@ def load_settings(
     Raises:
         InvalidSettings: at least one setting or option is wrong; the text lists all of them.
     """
-    given = _read(env_file)
+    given, ignored = _read(env_file)
     replaced = {
         name: value
         for name, value in vars(options or Namespace()).items()
@@ -603,46 +605,44 @@ def load_settings(
             for alias, name in PLATFORM_NAMES.items()
             if name in wrong and alias in given and name not in given
         ]
-        raise InvalidSettings("\n".join(lines + settings_typos(given))) from None
-    settings._given = given
+        raise InvalidSettings("\n".join(lines + settings_typos(given) + ignored)) from None
+    settings._given, settings._ignored = given, ignored
     return settings
 
 
-def _read(env_file: Path | None) -> dict[str, str]:
-    """All names with a value, in lower case; those of the environment replace the file's.
+def _read(env_file: Path | None) -> tuple[dict[str, str], list[str]]:
+    """All names with a value, in lower case, where those of the environment replace the file's; a
+    text for each line of the file that is not a setting.
 
     A value from a file, such as a Kubernetes Secret, may end with a newline, which is removed.
     """
     try:
         # "-sig" skips the byte order mark of some editors, else a part of the first name.
         in_file = {} if env_file is None else dotenv_values(env_file, encoding="utf-8-sig")
-        if env_file is not None and env_file.is_file():
-            _warn_about_lines(env_file)
+        ignored = [] if env_file is None or not env_file.is_file() else _ignored_lines(env_file)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8; save it as UTF-8"
         raise InvalidSettings(f"{env_file}: cannot be read ({reason})") from None
-    return {
+    given = {
         name.lower(): text
         for source in (in_file, os.environ)
         for name, value in source.items()
         if (text := (value or "").rstrip("\r\n"))
     }
+    return given, ignored
 
 
-def _warn_about_lines(env_file: Path) -> None:
-    """Log each line of the file that is not a setting. The library's own message is hidden: it
-    names neither the file nor the remedy."""
+def _ignored_lines(env_file: Path) -> list[str]:
+    """A text for each line of the file that is not a setting. The library's own message is
+    hidden: it names neither the file nor the remedy."""
+    remedy = "is ignored: write NAME=value, and close its quotes"
     with env_file.open(encoding="utf-8-sig") as text:
-        for binding in parse_stream(text):
-            if binding.error:
-                log.warning(
-                    "%s, line %d is ignored: write NAME=value, and close its quotes",
-                    *(env_file, binding.original.line),
-                )
+        wrong = [binding.original.line for binding in parse_stream(text) if binding.error]
+    return [f"{env_file}, line {line} {remedy}" for line in wrong]
 
 
-def warn_about_names(settings: Settings) -> None:
-    """Log outdated names of settings and probable typos."""
+def log_warnings(settings: Settings) -> None:
+    """Log ignored lines of `.env`, outdated names of settings and probable typos."""
     given = settings._given
     for old in sorted(given.keys() & RENAMED.keys()):
         new = RENAMED[old].upper()
@@ -653,7 +653,7 @@ def warn_about_names(settings: Settings) -> None:
             log.info("%s is used, %s is ignored", name.upper(), alias.upper())
         else:
             log.info("%s is read as %s", alias.upper(), name.upper())
-    for line in settings.typos():
+    for line in settings._ignored + settings.typos():
         log.warning("%s", line)
 
 

@@ -93,14 +93,14 @@ def _carry_out(arguments: argparse.Namespace) -> int:
 
     from adapters.logs.setup import start_logging
     from entrypoints.bootstrap import open_container
-    from entrypoints.settings import load_settings, warn_about_names
+    from entrypoints.settings import load_settings, log_warnings
     from entrypoints.stores import open_blobs
 
     _require_folder_for_options(arguments)
     settings = load_settings()
     level = "DEBUG" if arguments.debug else "WARNING"
     start_logging(level=level, form="text", secrets=settings.secrets())
-    warn_about_names(settings)
+    log_warnings(settings)
     with open_container(settings) as container:
         container.plain_blobs.override(
             providers.Singleton(open_blobs, settings, container.clock, supplies=True)

@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _work(arguments: argparse.Namespace) -> int:
     from adapters.logs.setup import log_uncaught_exceptions, start_logging
-    from entrypoints.settings import WorkerSettings, load_settings, warn_about_names
+    from entrypoints.settings import WorkerSettings, load_settings, log_warnings
 
     settings = load_settings(kind=WorkerSettings)
     # The check prints each problem itself; its log would repeat them.
@@ -88,14 +88,15 @@ def _work(arguments: argparse.Namespace) -> int:
     with signals_handled(SIG_DFL):
         import_libraries()
     log_uncaught_exceptions()
-    warn_about_names(settings)
-    start_sentry(settings, logs)
     log = logging.getLogger(__name__)
     stop = StopSignal()
     with (
         graceful_shutdown(stop, settings.shutdown_timeout),
         open_container(settings, logs, stop) as container,
     ):
+        logs.context.worker = container.worker()
+        log_warnings(settings)
+        start_sentry(settings, logs)
         if arguments.check:
             return check(container, as_json=arguments.json)
         start_cloudwatch(settings, logs, container.worker())
@@ -119,10 +120,7 @@ def _fleet(arguments: argparse.Namespace, settings: Settings) -> int:
     from entrypoints.settings import environment_on_gpu
 
     if arguments.check:
-        raise UserError(
-            "--gpus does not work with --check: check one worker at a time, for example with "
-            "DEVICE=cuda:1"
-        )
+        raise UserError("--gpus and --check: check one GPU at a time, such as DEVICE=cuda:1")
     if settings.device not in {None, "cuda", "cuda:0"}:  # each worker sees only its own GPU
         raise UserError(f"--gpus and DEVICE={settings.device}: give one of the two")
     gpus = parse_gpus(arguments.gpus, lambda: len(GpuReader()()))

@@ -18,7 +18,7 @@ from entrypoints.settings import (
     WorkerSettings,
     environment_on_gpu,
     load_settings,
-    warn_about_names,
+    log_warnings,
 )
 from tests.services.certificates import Authority
 
@@ -467,7 +467,7 @@ def test_a_misspelt_setting_causes_a_warning_in_every_source(
 ) -> None:
     monkeypatch.setenv("RABITMQ_HOST", "broker")
     (tmp_path / ".env").write_text("RABBITMQ_PASSWRD=sesame-open\nPOSTGRES_PASSWORD=x\n")
-    warn_about_names(load_settings(tmp_path / ".env"))
+    log_warnings(load_settings(tmp_path / ".env"))
     assert [record.getMessage() for record in caplog.records] == [
         "RABBITMQ_PASSWRD is not a setting: did you mean RABBITMQ_PASS?",
         "RABITMQ_HOST is not a setting: did you mean RABBITMQ_HOST?",
@@ -481,9 +481,13 @@ def test_a_line_of_the_env_file_that_is_no_setting_is_named(
     file.write_text('\ufeffMIN_IMAGES=9\n# none\nRABBITMQ_PASS="open\nMAX_FAILURES=7\n', "utf-8")
     settings = load_settings(file)
     assert (settings.min_images, settings.max_failures) == (9, 7)
+    log_warnings(settings)
     assert [record.getMessage() for record in caplog.records] == [
         f"{file}, line 3 is ignored: write NAME=value, and close its quotes"
     ]
+    file.write_text('MAX_FAILURES=x\nRABBITMQ_PASS="open\n')
+    with pytest.raises(InvalidSettings, match="line 2 is ignored"):
+        load_settings(file)
 
 
 FORMER = {
@@ -510,7 +514,7 @@ def test_a_former_name_works_with_a_warning_naming_the_new_one(
         monkeypatch.setenv(old, "9")
     settings = load_settings(env_file)
     assert getattr(settings, new) == 9
-    warn_about_names(settings)
+    log_warnings(settings)
     assert [record.message.split(":")[0] for record in caplog.records] == [
         f"{old} is now {new.upper()}"
     ]
@@ -567,7 +571,7 @@ def test_our_setting_name_wins_with_a_log_line(
     assert settings.rabbitmq_pass.get_secret_value() == "ours"
     assert settings.backend_api_url == "https://backend.example"
     with caplog.at_level("INFO"):
-        warn_about_names(settings)
+        log_warnings(settings)
     assert [record.getMessage() for record in caplog.records] == [
         "BACKEND_URL is read as BACKEND_API_URL",
         "RABBITMQ_PASS is used, RABBITMQ_PASSWORD is ignored",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -102,6 +105,52 @@ def test_a_worker_does_not_wait_for_an_unusable_spool_folder(
     monkeypatch.setenv("BASE_MODEL", str(ROOT / "assets" / "small_base"))
     assert worker.main(["--once"]) == 2
     assert capsys.readouterr().err.startswith("error: SPOOL_DIR='spool': ")
+
+
+def test_every_log_line_has_the_configured_format_and_the_workers_name(folder: Path) -> None:
+    (folder / ".env").write_text('MIN_IMAGES=2\nRABBITMQ_PASSWRD=x\nRABBITMQ_USER="open\n')
+    worked = run("worker", "--once", cwd=folder, LOG_FORMAT="json", WORKER_NAME="atelier-1")
+    assert worked.returncode == 0, worked.stderr
+    lines = [json.loads(line) for line in worked.stderr.splitlines()]
+    messages = [line["message"] for line in lines]
+    assert messages[0] == ".env, line 3 is ignored: write NAME=value, and close its quotes"
+    assert messages[1] == "RABBITMQ_PASSWRD is not a setting: did you mean RABBITMQ_PASS?"
+    assert {line["worker"] for line in lines} == {"atelier-1"}
+
+
+@pytest.mark.parametrize("arguments", [["train", "images", "--out", "out"], ["caption", "images"]])
+def test_a_command_without_a_queue_names_an_ignored_line_too(
+    arguments: list[str], folder: Path
+) -> None:
+    (folder / ".env").write_text('RABBITMQ_USER="open\n')
+    done = run(*arguments, cwd=folder)
+    assert done.returncode == 2
+    assert ".env, line 1 is ignored" in done.stderr
+
+
+def test_sentry_gets_the_workers_name(folder: Path) -> None:
+    received: list[bytes] = []
+
+    class Sentry(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            zipped = self.headers.get("Content-Encoding") == "gzip"
+            received.append(gzip.decompress(body) if zipped else body)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    (folder / "spool").mkdir()
+    (folder / "spool" / "task.json").write_text('{"type": "model_training", "data": {}}')
+    with ThreadingHTTPServer(("127.0.0.1", 0), Sentry) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        dsn = f"http://public@127.0.0.1:{server.server_port}/1"
+        worked = run("worker", "--once", cwd=folder, SENTRY_DSN=dsn, WORKER_NAME="atelier-1")
+        server.shutdown()
+    assert "message moved to the dead letters" in worked.stderr
+    assert b'"server_name":"atelier-1"' in b"".join(received)
 
 
 @pytest.mark.parametrize("name", ["train", "worker", "submit"])
