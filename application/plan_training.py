@@ -72,9 +72,7 @@ class TrainingPlanner:
         parameters = recorded or requested.resolve(
             image_count=len(in_an_epoch), native_resolution=native
         )
-        initial = self._initial_lora(parameters.network_weights)
-        if initial is not None:
-            parameters = initial.with_own_dimensions(parameters)
+        parameters, initial = self._with_initial_lora(parameters)
         plan = TrainingPlan(
             style_id=task.style_id,
             images=in_an_epoch,
@@ -86,11 +84,14 @@ class TrainingPlanner:
         )
         return plan, images
 
-    def _initial_lora(self, named: str | None) -> InitialLora | None:
-        if named is None:
-            return None
+    def _with_initial_lora(
+        self, parameters: TrainingParameters
+    ) -> tuple[TrainingParameters, InitialLora | None]:
+        if parameters.network_weights is None:
+            return parameters, None
         try:
-            return self.load_lora(named)
+            initial = self.load_lora(parameters.network_weights)
+            return initial.with_own_dimensions(parameters), initial
         except (UserError, BlobMissing, BlobTooLarge) as error:
             message = f"network_weights cannot be used: {_REASONS.get(type(error), error)}"
             raise TrainingFailed(Failure(FailureCode.INVALID_TASK, message)) from error

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from domain.errors import UserError
 from domain.image import TrainingImage
 from domain.label import UNNAMED, Label
+from domain.limits import InvalidParameter
 from domain.parameters import TrainingParameters
 
 
@@ -21,10 +23,21 @@ class InitialLora:
     """Each layer adds ``alpha / rank * up @ down`` to the base weight."""
 
     def with_own_dimensions(self, parameters: TrainingParameters) -> TrainingParameters:
-        """The parameters, with this LoRA's rank and alpha if ``dim_from_weights`` is set."""
+        """The parameters, with this LoRA's rank and alpha if ``dim_from_weights`` is set.
+
+        Raises:
+            UserError: its rank or alpha is beyond the limits of a run.
+        """
         if not parameters.dim_from_weights:
             return parameters
-        return replace(parameters, rank=self.rank, alpha=self.alpha)
+        try:
+            return replace(parameters, rank=self.rank, alpha=self.alpha)
+        except InvalidParameter as error:
+            name, allowed = error.name, error.remedy.removeprefix("give ")
+            raise UserError(
+                f"the LoRA to start from has {name} {error.value}: "
+                f"give one whose {name} is {allowed}"
+            ) from None
 
 
 @dataclass(frozen=True, kw_only=True)

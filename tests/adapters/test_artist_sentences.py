@@ -108,6 +108,11 @@ def unusable_lora() -> Iterator[Failure]:
         task = a_task(network_weights="s3://media/lora.safetensors")
         world.worker(load_lora=load)(task, StopSignal())
         yield from reported_failures(world)
+    for initial in (InitialLora(b"", 512, 8.0), InitialLora(b"", 8, -1.0)):
+        world = World()
+        task = a_task(network_weights="s3://media/lora.safetensors", dim_from_weights=True)
+        world.worker(load_lora=lambda _, initial=initial: initial)(task, StopSignal())
+        yield from reported_failures(world)
 
 
 def missing_optimizer() -> Iterator[Failure]:
@@ -131,5 +136,5 @@ def test_no_message_to_the_artist_has_operator_terms() -> None:
         CANCELLED,
     ]
     assert {failure.code for failure in failures} == set(FailureCode)
-    assert len(failures) == 20
+    assert len(failures) == 22
     assert [f.message for f in failures if OPERATORS_WORDS.search(f.message)] == []

@@ -22,11 +22,13 @@ from application.ports import (
 )
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater
 from application.stop_signal import StopReason, StopSignal
+from domain.failure import Failure, FailureCode
 from domain.job import JobState, TrainingJob
 from domain.location import Bucket, Location
 from domain.parameters import RequestedParameters
 from domain.progress import Progress
 from domain.results import Artifact, TrainingMetric
+from domain.training_plan import InitialLora
 from tests.application.world import CONFIG, KEYS, TASK_ID, AwayAfter, Watched, World, a_task
 
 
@@ -73,6 +75,25 @@ def test_the_parameters_are_resolved_once(world: World) -> None:
     assert world.until_settled(task) == Ack()
     assert world.job().state is JobState.COMPLETED
     assert world.job().parameters == settled
+
+
+@pytest.mark.parametrize(
+    ("rank", "alpha", "message"),
+    [
+        (512, 8.0, "has rank 512: give one whose rank is a whole number from 1 to 256"),
+        (8, 0.0, "has alpha 0.0: give one whose alpha is a number above 0 and at most 1024"),
+    ],
+)
+def test_an_initial_lora_that_no_run_can_have_fails_the_task(
+    world: World, rank: int, alpha: float, message: str
+) -> None:
+    task = a_task(network_weights="s3://media/lora.safetensors", dim_from_weights=True)
+    worker = world.worker(load_lora=lambda _: InitialLora(b"", rank, alpha))
+    assert worker(task, StopSignal()) == Ack()
+    (call,) = world.notifier.final
+    assert isinstance(call.payload, Failure)
+    assert call.payload.code is FailureCode.INVALID_TASK
+    assert message in call.payload.message
 
 
 def test_the_trainer_gets_the_parameters_of_the_task(world: World) -> None:
