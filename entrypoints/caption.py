@@ -13,6 +13,7 @@ from signal import SIG_DFL
 from adapters.images.folder import find_caption, find_images
 from domain.errors import UserError
 from entrypoints.cli import CommandParser, run_command
+from entrypoints.exit_codes import EXIT_FAILED
 from entrypoints.options import add_caption_options, path
 
 EPILOG = """\
@@ -23,7 +24,8 @@ examples:
 Correct the captions between the two commands. Words for the medium, such as "a painting of", are
 left out of the captions, so that the style learns them.
 
-exit codes: 0 every image has a caption, 2 the input is wrong, 130 interrupted
+exit codes: 0 every usable image has a caption, 1 the model generated none for some, 2 the input is
+wrong, 130 interrupted
 """
 
 
@@ -82,24 +84,32 @@ def _caption(arguments: argparse.Namespace) -> int:
         captioner = load_captioner(settings, choose_devices(settings)[0])
     assert captioner is not None  # a model is configured
     # Images whose names differ only in the extension share a caption file.
-    images_of = {(folder / image.name).with_suffix(".txt"): image for image in without}
-    described = list(images_of.values())
-    captions = make_captions(described, captioner, settings.keep_style_words, StopSignal())
-    for file, image in images_of.items():
-        caption = captions[image.facts.sha256]
-        if not caption:
-            text = f"{image.name}: the model generated no caption; write {file.name} yourself"
-            print(text, file=sys.stderr)
-            continue
-        try:
-            with file.open("x", encoding="utf-8") as output:
-                output.write(caption + "\n")
-        except OSError as error:
-            if not isinstance(error, FileExistsError):  # an empty file would count as a caption
-                file.unlink(missing_ok=True)
-            raise UserError(f"{file}: cannot be written ({error.strerror or error})") from None
-        print(f"{file}: {caption}")
-    return 0
+    described = [*{(folder / image.name).with_suffix(".txt"): image for image in without}.items()]
+    from adapters.captioner import BATCH_SIZE
+
+    code = 0
+    for start in range(0, len(described), BATCH_SIZE):
+        batch = dict(described[start : start + BATCH_SIZE])
+        made = make_captions([*batch.values()], captioner, settings.keep_style_words, StopSignal())
+        for file, image in batch.items():
+            if caption := made[image.facts.sha256]:
+                _write(file, caption)
+            else:
+                text = f"{image.name}: the model generated no caption; write {file.name} yourself"
+                print(text, file=sys.stderr)
+                code = EXIT_FAILED
+    return code
+
+
+def _write(file: Path, caption: str) -> None:
+    try:
+        with file.open("x", encoding="utf-8") as output:
+            output.write(caption + "\n")
+    except OSError as error:
+        if not isinstance(error, FileExistsError):  # an empty file would count as a caption
+            file.unlink(missing_ok=True)
+        raise UserError(f"{file}: cannot be written ({error.strerror or error})") from None
+    print(f"{file}: {caption}")
 
 
 if __name__ == "__main__":

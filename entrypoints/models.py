@@ -43,13 +43,12 @@ def load_base_model(settings: Settings, device: str) -> BaseModel:
         BaseModelInvalid: BASE_MODEL is not a base model.
     """
     for_broker = settings.has_broker and isinstance(settings, WorkerSettings)
-    if settings.base_model is None and for_broker:
+    name = settings.base_model
+    if name is None and for_broker:
         name = STABLE_DIFFUSION  # styles for the backend must not depend on the machine
-    elif settings.base_model is None:
+    elif name is None:
         name, reason = default_base(device)
         log.warning("BASE_MODEL is not set: using %s, because %s", name, reason)
-    else:
-        name = settings.base_model
     import_libraries()
     from adapters.diffusion.base.model import load_base
     from adapters.diffusion.lean_imports import lean

@@ -8,6 +8,7 @@ import re
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Annotated, Any, Literal
@@ -42,7 +43,7 @@ from application.lease import MAX_SECONDS, LeaseTerms
 from application.worker_config import WorkerConfig
 from application.worker_loop import WorkerLoop
 from domain.errors import UserError
-from domain.location import Bucket, InvalidLocation
+from domain.location import Bucket
 from entrypoints.options import option_of
 
 log = logging.getLogger(__name__)
@@ -84,11 +85,14 @@ class InvalidSettings(UserError):
     """At least one setting is wrong; each line of the text names one and its remedy."""
 
 
-def _check(check: Callable[[Any], object]) -> AfterValidator:
-    """Run a check that raises ``ValueError`` with the remedy, and keep the value."""
+def _check(check: Callable[[Any], object], remedy: str | None = None) -> AfterValidator:
+    """Run a check that raises ``ValueError``, with its own remedy unless one is given here."""
 
     def checked(value: Any) -> Any:
-        check(value)
+        try:
+            check(value)
+        except ValueError as error:
+            raise ValueError(remedy or str(error)) from None
         return value
 
     return AfterValidator(checked)
@@ -109,20 +113,6 @@ def _distinct_delays(value: tuple[float, ...]) -> tuple[float, ...]:
 def _check_number_of_jobs(value: str) -> None:
     if value != "auto" and not (value.isdecimal() and 1 <= int(value) <= MAX_JOBS_TOGETHER):
         raise ValueError(f"give `auto`, or a number from 1 to {MAX_JOBS_TOGETHER}")
-
-
-def _check_bucket(value: str) -> None:
-    try:
-        Bucket(value)
-    except InvalidLocation:
-        raise ValueError("give the name alone, without a scheme or a folder") from None
-
-
-def _check_bucket_in_a_store(value: str) -> None:
-    try:
-        Bucket.parse(value, "s3")
-    except InvalidLocation:
-        raise ValueError("give name, s3://name or gs://name, without a folder") from None
 
 
 def _load(tls: TlsOptions, remedy: str) -> None:
@@ -146,8 +136,10 @@ CaFile = Annotated[
 ]
 S3Endpoint = Annotated[str, _check(check_endpoint)]
 EmulatorUrl = Annotated[str, _check(check_emulator)]
-BucketName = Annotated[str, _check(_check_bucket)]
-BucketInAStore = Annotated[str, _check(_check_bucket_in_a_store)]
+BucketName = Annotated[str, _check(Bucket, "give the name alone, without a scheme or a folder")]
+BucketInAStore = Annotated[
+    str, _check(partial(Bucket.parse, scheme="s3"), "give name, s3://name or gs://name alone")
+]
 BucketsInStores = Annotated[tuple[BucketInAStore, ...], BeforeValidator(_split)]
 LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 
 import assets
 from assets.drawing import draw_style_set
-from entrypoints import caption, train
+from entrypoints import caption, models, train
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("awaited_loads")]
 
@@ -63,6 +64,41 @@ def test_a_caption_that_cannot_be_written_leaves_no_file(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "image_02.txt: cannot be written" in capsys.readouterr().err
     assert texts(images).keys() == {"image_01"}
+
+
+class Captioner:
+    """Describes the images in this order, and raises what is no text."""
+
+    def __init__(self, *texts: str | BaseException) -> None:
+        self.texts = iter(texts)
+
+    def describe(self, images: Sequence[bytes], _stop: object) -> list[str]:
+        texts = [next(self.texts) for _ in images]
+        for text in texts:
+            if isinstance(text, BaseException):
+                raise text
+        return [str(text) for text in texts]
+
+
+def test_an_image_left_without_a_caption_is_a_failure(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(models, "load_captioner", lambda *_: Captioner(" ", "a boat"))
+    assert caption.main([str(images), *MODEL]) == 1
+    assert "image_02.jpg: the model generated no caption" in capsys.readouterr().err
+    assert texts(images) == {"image_01": "by the artist", "image_03": "a boat\n"}
+
+
+def test_captions_are_written_as_they_are_made(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_style_set(images, count=12, seed=5)
+    for path in images.glob("*.txt"):
+        path.unlink()
+    made = Captioner(*["a boat"] * 11, KeyboardInterrupt())
+    monkeypatch.setattr(models, "load_captioner", lambda *_: made)
+    assert caption.main([str(images), *MODEL]) == 130
+    assert len(texts(images)) == 8, "those of the first batch"
 
 
 def test_images_that_share_a_caption_file_get_one_caption(
