@@ -364,10 +364,10 @@ class JobStore:
         except (Unavailable, BlobDenied) as error:
             log.warning("could not delete the first try's previews of task %s: %s", task_id, error)
 
-    def has_report(self, task_id: str) -> bool:
-        """Whether a complete report of the job is stored."""
-        page = self.keys.report(task_id, REPORT_PAGE)
-        return page in self.blobs.list(self.keys.bucket, page.key)
+    def lacks_report(self, job: TrainingJob) -> bool:
+        """Whether the job's report is not stored, and its last checkpoint is, to write it from."""
+        page, last = self.keys.report(job.task_id, REPORT_PAGE), job.checkpoint
+        return last is not None and self._exists(last.location) and not self._exists(page)
 
     def put_report(self, task_id: str, file: ReportFile) -> None:
         at = self.keys.report(task_id, file.name)
@@ -381,6 +381,9 @@ class JobStore:
     def probe(self, bucket: Bucket) -> Location:
         """A key unique to this worker, for testing a bucket."""
         return bucket.at(f"{JOBS}check/{self.worker}")
+
+    def _exists(self, at: Location) -> bool:
+        return at in self.blobs.list(self.keys.bucket, at.key)
 
     def _put_json(
         self, at: Location, value: Mapping[str, Any], condition: IfAbsent | None = None

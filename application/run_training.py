@@ -34,7 +34,7 @@ from application.training_loop import TrainingLoop
 from application.worker_config import WorkerConfig
 from domain.errors import UserError
 from domain.failure import Failure, FailureCode, TrainingFailed
-from domain.job import ACTIVE, UNDECIDED, JobState, TrainingJob
+from domain.job import ACTIVE, UNDECIDED, TrainingJob
 from domain.loss_curve import epochs_to_deliver, has_diverged, metric_of
 from domain.results import TrainingMetric
 from domain.task import TrainingTask
@@ -84,8 +84,6 @@ class RunTraining:
             self.store.record_request(task, record.job)
             decide = partial(self._decide, task)
             settlement = process_job(record, decide, self.store, self.notify_outcome, stop)
-            if settlement is None:
-                settlement = self._write_missing_report(task, record, stop)
             if isinstance(settlement, Ack):
                 self.store.prune(record.job, self.config.keep_checkpoints)
             return settlement
@@ -159,12 +157,13 @@ class RunTraining:
             put = partial(self.store.put_weights, record.job, weights, peft)
             artifact = retry(put, clock, stop)
             retry(partial(record.apply, record.job.store(artifact)), clock, stop)
-            settlement = self.notify_outcome(record, held.lease, held.worker_stop)
-            if record.job.is_terminal and stop.reason is None:
-                # After the notification, so that the artist does not wait; the previews need the
-                # open session.
-                self.write_report(session, task, images, record, self.trainer.base, stop)
-            return settlement
+            try:
+                return self.notify_outcome(record, held.lease, held.worker_stop)
+            finally:
+                # After the call, so that the artist does not wait, but even if it failed: the
+                # previews need the open session.
+                if stop.reason is None and held.lease.is_valid:
+                    self.write_report(session, task, images, record, self.trainer.base, stop)
 
     @contextmanager
     def _trained(self, plan: TrainingPlan, held: HeldJob) -> Iterator[TrainingSession]:
@@ -207,32 +206,6 @@ class RunTraining:
                     continue
             return metric_of(history, baseline, session.total_steps, chosen)
         raise TrainingFailed(NOT_LEARNED)
-
-    def _write_missing_report(
-        self, task: TrainingTask, record: JobRecord, stop: StopSignal
-    ) -> Settlement:
-        """Write the report of a completed job whose worker died before writing it."""
-        job = record.job
-        if job.state is not JobState.COMPLETED or job.checkpoint is None:
-            return Ack()
-        try:
-            if self.store.has_report(task.task_id):
-                return Ack()
-            plan, images = self.plan(task, job.parameters, self.trainer, stop)
-            with (
-                self.admission.hold(self.trainer.batch_key(plan.parameters), stop, lambda: None),
-                self.trainer.open(plan, self._checkpoint(job)) as session,
-            ):
-                if session.finished:
-                    self._load_best_weights(session, job, stop)
-                    self.write_report(session, task, images, record, self.trainer.base, stop)
-        except Stopped:
-            return Requeue()
-        except TrainerBroken as error:
-            return RetryLater(backoff(0), str(error), device_broken=True)
-        except Exception as error:
-            log.warning("no report for task %s: %s", task.task_id, error)
-        return Ack()
 
     def _fail_fast(self, job: TrainingJob) -> None:
         if self.store.cancellation_requested(job.task_id):
@@ -283,23 +256,19 @@ def process_job(
     store: JobStore,
     notify_outcome: OutcomeNotifier,
     stop: StopSignal,
-) -> Settlement | None:
+) -> Settlement:
     """Process a job under its lease. ``settlement_after`` takes the errors that this raises.
 
     Args:
         decide: called if the outcome is not decided; decides it and returns None, or returns how
             to settle the message.
         stop: the worker's.
-
-    Returns:
-        How to settle the message; None if nothing is left to do: the outcome is decided and
-        the backend is notified.
     """
     lease = store.lease(record.job.task_id)
     if record.job.is_terminal:
         log.info("task %s: nothing to do, the job is %s", record.job.task_id, record.job.state)
         lease.delete()  # a crashed worker may have left it
-        return None
+        return Ack()
     job_stop = StopSignal(stop)
     with lease.hold(job_stop, is_finished=lambda: record.job.is_terminal):
         record.load()
@@ -309,10 +278,8 @@ def process_job(
             if settlement is not None:
                 return settlement
         if not record.job.is_terminal:
-            settlement = notify_outcome(record, lease, stop)
-            if not record.job.is_terminal:
-                return settlement
-    return None
+            return notify_outcome(record, lease, stop)
+    return Ack()
 
 
 def settlement_after(

@@ -4,7 +4,7 @@
                  any of the first four, or interrupted -> notifying -> failed | cancelled
                  preparing | training | uploading -> interrupted -> preparing
                  training -> preparing, once, for a second try
-                 completed -> interrupted, if the style's file is missing (local runs only)
+                 completed -> interrupted, if the style or its report is missing (local runs only)
 
 A job is an immutable value. Every transition returns the new job and one event. The job holds
 everything that a worker needs to resume it after a crash, so the journal stores the job.
@@ -231,7 +231,7 @@ class TrainingJob:
         return job, JobInterrupted(**self.ids, reason=reason, failures=failures)
 
     def reopen(self, reason: str) -> Change:
-        """Resume a completed job whose style's file is missing, from the last checkpoint."""
+        """Resume a completed job whose style or report is missing, from the last checkpoint."""
         self._allow("reopen", JobState.COMPLETED)
         job = replace(
             self, state=JobState.INTERRUPTED, metric=None, artifact=None, notifications=0

@@ -260,12 +260,11 @@ def run(
     if job.artifact is not None and job.state is JobState.COMPLETED:
         missing = "style"
         if _style_exists(job.artifact, container.blobs(), out):
-            if store.has_report(task.task_id):
+            if not store.lacks_report(job):
                 say(console, f"this run is complete already: {out / job.artifact.location.key}")
                 return 0, outcome_values(job, out)
             missing = "report"  # such as after Ctrl-C while it was written
-        else:
-            store.open(job).apply(job.reopen("the style's file is missing"))
+        store.open(job).apply(job.reopen(f"its {missing} is missing"))
         say(console, f"the {missing} of this run is missing in {out}: writing it again", "yellow")
 
     stop = StopSignal()

@@ -17,7 +17,7 @@ from domain.job import JobState
 from domain.location import Bucket, Location
 from domain.report import StyleReport
 from domain.results import Preview
-from tests.application.world import KEYS, TASK_ID, AwayAfter, Crash, World, a_task
+from tests.application.world import CONFIG, KEYS, TASK_ID, AwayAfter, Crash, World, a_task
 
 
 def test_a_report_is_stored_next_to_the_journal(world: World) -> None:
@@ -100,21 +100,20 @@ def test_a_report_waits_for_the_checkpoint_previews(
     assert KEYS.report(TASK_ID, "report.html") in world.blobs.blobs
 
 
-def test_a_report_is_written_later_if_the_store_stays_unavailable(
+def test_a_style_has_no_report_if_the_store_stays_unavailable(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     blobs = AwayAfter(world, of_the_report, seconds=RETRY_TIMEOUT + 10.0)
-    assert isinstance(world.worker(blobs=blobs)(a_task(), StopSignal()), RetryLater)
+    world.worker(blobs=blobs)(a_task(), StopSignal())
     assert KEYS.report(TASK_ID, "report.html") not in world.blobs.blobs
     assert world.job().state is JobState.COMPLETED
     assert "ERROR" not in {record.levelname for record in caplog.records}
     world.clock.advance(60.0)
     assert world.until_settled(a_task()) == Ack()
-    assert KEYS.report(TASK_ID, "report.html") in world.blobs.blobs
     assert len(world.notifier.final) == 1
 
 
-def test_a_device_lost_while_writing_the_report_does_not_fail_the_job(world: World) -> None:
+def test_a_device_lost_while_writing_the_report_ends_one_worker(world: World) -> None:
     class Breaking(MemoryReporter):
         def render(self, report: Any) -> Any:
             raise TrainerBroken("the device no longer responds")
@@ -123,13 +122,11 @@ def test_a_device_lost_while_writing_the_report_does_not_fail_the_job(world: Wor
     assert isinstance(settlement, RetryLater)
     assert settlement.device_broken
     assert (world.job().state, world.job().failures) == (JobState.COMPLETED, 0)
-    assert world.until_settled(a_task()) == Ack()
-    assert KEYS.report(TASK_ID, "report.html") in world.blobs.blobs
+    assert world.worker(reporter=Breaking())(a_task(), StopSignal(), 1) == Ack()
+    assert len(world.notifier.final) == 1
 
 
-def test_a_lost_workers_missing_report_is_written_on_redelivery(
-    world: World,
-) -> None:
+def test_a_report_that_kills_the_process_kills_one_worker(world: World) -> None:
     class Deadly:
         def render(self, report: Any) -> Any:
             raise Crash
@@ -138,8 +135,8 @@ def test_a_lost_workers_missing_report_is_written_on_redelivery(
         world.worker(reporter=Deadly())(a_task(), StopSignal())
     assert world.job().state is JobState.COMPLETED, "the artist has not waited for it"
     assert len(world.notifier.final) == 1
-    assert world.until_settled(a_task()) == Ack()
-    assert KEYS.report(TASK_ID, "report.html") in world.blobs.blobs
+    world.clock.advance(3 * CONFIG.lease.seconds)
+    assert world.worker(reporter=Deadly())(a_task(), StopSignal()) == Ack()
     assert len(world.notifier.final) == 1
     assert world.job().attempt == 1, "nothing is trained again"
 

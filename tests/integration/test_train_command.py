@@ -188,10 +188,24 @@ def test_with_json_the_outcome_is_one_object_and_all_other_output_on_stderr(
 def test_a_missing_report_is_written_by_the_same_command(images: Path, out: Path) -> None:
     (out / "report.html").unlink()
     style = next((out / "models").glob("*.safetensors"))
-    written = style.stat().st_mtime_ns
+    weights = style.read_bytes()
     assert main([str(images), "--out", str(out), *AS_TRAINED]) == 0
     assert (out / "report.html").is_file()
+    assert style.read_bytes() == weights
+
+
+def test_without_the_last_checkpoint_a_missing_report_trains_nothing(
+    images: Path, out: Path, tmp_path: Path
+) -> None:
+    (folder,) = out.glob("jobs/*/checkpoints")
+    folder.rename(tmp_path / "checkpoints")
+    (out / "report.html").rename(tmp_path / "report.html")
+    style = next((out / "models").glob("*.safetensors"))
+    written = style.stat().st_mtime_ns
+    assert main([str(images), "--out", str(out), *AS_TRAINED]) == 0
     assert style.stat().st_mtime_ns == written
+    (tmp_path / "checkpoints").rename(folder)
+    (tmp_path / "report.html").rename(out / "report.html")
 
 
 def test_a_missing_style_is_trained_again_and_a_changed_one_kept(
