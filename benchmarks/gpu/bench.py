@@ -10,14 +10,16 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.execution import ExecutionOptions, choose_execution
+from adapters.diffusion.session import DiffusionSession, advance_runs
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
+from application.ports import TrainingSession
 from benchmarks.full_size import RESOLUTION, full_size_base
 from benchmarks.gpu.facts import gib, wait_for
 from benchmarks.images import drawn_images
@@ -25,6 +27,8 @@ from domain.image import TrainingImage
 from domain.parameters import TrainingParameters
 from domain.training_plan import TrainingPlan
 from entrypoints.models import SMALL_BASE
+
+T = TypeVar("T")
 
 WARM_UP = 8
 """Steps before the measurement, in which kernels are chosen and each shape is recorded."""
@@ -143,6 +147,19 @@ def pace(bench: Bench, batch: int, per_step: float) -> dict[str, Any]:
         row["peak_gib"] = gib(torch.cuda.max_memory_allocated(bench.device))
         row["reserved_gib"] = gib(torch.cuda.max_memory_reserved(bench.device))
     return row
+
+
+def watching_a_step(session: TrainingSession, watch: Callable[[Callable[[], None]], T]) -> T:
+    """Call ``watch`` with a function that trains the next step, in the thread that uses the
+    device: torch's counters record the calls of their own thread only."""
+    assert isinstance(session, DiffusionSession)
+
+    def step() -> None:
+        outcome = advance_runs([session])[session]
+        if isinstance(outcome, Exception):
+            raise outcome
+
+    return session.thread.call(lambda: watch(step))
 
 
 def encoders_at_home(base: BaseModel) -> None:

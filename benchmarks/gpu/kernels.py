@@ -10,12 +10,14 @@ import argparse
 import re
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from adapters.diffusion.execution import ExecutionOptions, choose_execution
-from benchmarks.gpu.bench import Bench, prepare
+from benchmarks.gpu.bench import Bench, prepare, watching_a_step
+from benchmarks.gpu.facts import wait_for
 
 _KINDS = {
     "ours": r"^(moments|normalise|gradient_|layer_norm|gate|add$)",
@@ -63,13 +65,18 @@ def kernels_of_step(
 
     on_gpu = bench.device.type == "cuda"
     activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+
+    def profiled(step: Callable[[], object]) -> profile:
+        with profile(activities=[activity]) as profiler:
+            step()
+            wait_for(bench.device)
+        return profiler
+
     with bench.trainer(execution).open(bench.plan(batch), None) as session:
         for _ in range(3):
             session.advance()
-        with profile(activities=[activity]) as profiler:
-            session.advance()
-            if on_gpu:
-                torch.cuda.synchronize()
+        # A GPU's kernels are recorded whatever thread launches them.
+        profiler = profiled(session.advance) if on_gpu else watching_a_step(session, profiled)
     kernels: dict[str, tuple[float, int]] = {}
     for event in profiler.key_averages():
         micros = event.self_device_time_total if on_gpu else event.self_cpu_time_total

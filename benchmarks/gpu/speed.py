@@ -15,7 +15,7 @@ import torch
 from adapters.diffusion.cuda_graphs import CudaRecorder
 from adapters.diffusion.execution import ExecutionOptions
 from adapters.diffusion.fused.blocks import sharing_weights
-from benchmarks.gpu.bench import Bench, attempts, encoders_at_home, measure
+from benchmarks.gpu.bench import Bench, attempts, encoders_at_home, measure, watching_a_step
 from benchmarks.gpu.facts import reset_peak_memory, wait_for
 from benchmarks.plain_recipe import plain_steps
 
@@ -117,10 +117,13 @@ def count_flop(bench: Bench) -> float:
     repeats in the backward pass."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    eager = ExecutionOptions(dtype=bench.base.unet.dtype)
-    with bench.trainer(eager).open(bench.plan(1), None) as session:
+    def counted(step: Callable[[], None]) -> float:
         with FlopCounterMode(display=False) as counter:
-            session.advance()
+            step()
         counts = counter.get_flop_counts()["Global"]
         again = sum(n for name, n in counts.items() if re.search("attention.*backward", str(name)))
         return float(counter.get_total_flops() - _RECOMPUTED * again)
+
+    eager = ExecutionOptions(dtype=bench.base.unet.dtype)
+    with bench.trainer(eager).open(bench.plan(1), None) as session:
+        return watching_a_step(session, counted)

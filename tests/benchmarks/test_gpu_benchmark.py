@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -15,9 +16,10 @@ import torch
 from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.execution import ExecutionOptions
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu.bench import MAX_WAIT, Bench
+from benchmarks.gpu.bench import MAX_WAIT, Bench, prepare
+from benchmarks.gpu.kernels import kernels_of_step
 from benchmarks.gpu.results import kept_results
-from benchmarks.gpu.speed import measure_recipe
+from benchmarks.gpu.speed import count_flop, measure_recipe
 from benchmarks.gpu.tables import NOTHING, device_tables, gpu_tables
 from entrypoints.models import SMALL_BASE
 from tests.services.commands import ROOT, environment
@@ -75,6 +77,14 @@ def test_the_tables_have_every_row(rehearsed: dict[str, Any], tmp_path: Path) ->
     (tmp_path / "card.json").write_text(json.dumps(rehearsed), "utf-8")
     (tmp_path / "cpu.json").write_text("{}", "utf-8")
     assert gpu_tables(tmp_path) == tables
+
+
+@pytest.mark.integration
+def test_operations_and_kernels_of_a_step_are_counted(tmp_path: Path) -> None:
+    options = argparse.Namespace(tiny=True, seconds=0.0)
+    bench = prepare(options, torch.device("cpu"), tmp_path)
+    assert count_flop(bench) > 1e7
+    assert "aten::addmm" in kernels_of_step(bench, ExecutionOptions(), 1)
 
 
 def test_the_recipe_runs_in_torchs_own_layout(monkeypatch: pytest.MonkeyPatch) -> None:
