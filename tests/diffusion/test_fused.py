@@ -63,6 +63,8 @@ def test_the_unet_computes_the_same_on_the_same_weights(base: BaseModel, recompu
         {"act_fn": "gelu"},
         {"resnet_time_scale_shift": "scale_shift"},
         {"down_block_types": ("DownBlock2D", "KDownBlock2D")},
+        {"mid_block_scale_factor": 2.0},
+        {"mid_block_only_cross_attention": True},
     ],
 )
 def test_a_unet_with_other_blocks_or_settings_is_not_fused(

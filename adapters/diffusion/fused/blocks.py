@@ -33,6 +33,8 @@ _SETTINGS = {
     "cross_attention_norm": None,
     "dropout": 0.0,
     "dual_cross_attention": False,
+    "mid_block_only_cross_attention": None,
+    "mid_block_scale_factor": 1,
     "only_cross_attention": False,
     "resnet_out_scale_factor": 1.0,
     "resnet_skip_time_act": False,
