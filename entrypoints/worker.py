@@ -33,7 +33,7 @@ checkpoint.
 
 exit codes: 0 stopped, or the check found no problem; 1 the worker failed, or the check found a
 problem; 2 a setting is wrong; 3 not stopped within SHUTDOWN_TIMEOUT; 130, 143 exited immediately
-after a second signal, or one while libraries load (Ctrl-C, SIGTERM)
+after a second signal, or one while libraries load or --check runs (Ctrl-C, SIGTERM)
 """
 
 
@@ -45,11 +45,7 @@ def build_parser() -> CommandParser:
         epilog=EPILOG,
     )
     parser.add_argument("--once", action="store_true", help="exit when no task has come lately")
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="check everything that a job needs, and report what works",
-    )
+    parser.add_argument("--check", action="store_true", help="check everything that a job needs")
     parser.add_argument(
         "--gpus", metavar="GPUS", help="start one worker per GPU: all, or numbers such as 0,1"
     )
@@ -90,10 +86,10 @@ def _work(arguments: argparse.Namespace) -> int:
     log_uncaught_exceptions()
     log = logging.getLogger(__name__)
     stop = StopSignal()
-    with (
-        graceful_shutdown(stop, settings.shutdown_timeout),
-        open_container(settings, logs, stop) as container,
-    ):
+    on_signal = graceful_shutdown(stop, settings.shutdown_timeout)
+    if arguments.check:  # it has no job to finish
+        on_signal = signals_handled(SIG_DFL)
+    with on_signal, open_container(settings, logs, stop) as container:
         logs.context.worker = container.worker()
         log_warnings(settings)
         start_sentry(settings, logs)

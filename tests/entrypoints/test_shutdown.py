@@ -65,12 +65,27 @@ worker.main([])
 """
 
 
+CHECK_THAT_HANGS = """
+import os, sys, time
+from entrypoints import check, models, worker
+
+def hanging_check(*_, **__):
+    os.kill(os.getpid(), int(sys.argv[1]))
+    time.sleep(60)
+
+models.import_libraries = lambda: None
+check.check = hanging_check
+worker.main(["--check"])
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_libraries_are_imported_ends_the_worker_at_once(
-    number: signal.Signals, tmp_path: Path
+@pytest.mark.parametrize("program", [WORKER_THAT_LOADS, CHECK_THAT_HANGS], ids=["load", "check"])
+def test_a_signal_during_imports_or_a_check_ends_the_worker_at_once(
+    program: str, number: signal.Signals, tmp_path: Path
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", WORKER_THAT_LOADS, str(int(number))],
+        [sys.executable, "-c", program, str(int(number))],
         cwd=tmp_path,
         env=environment(),
         capture_output=True,
