@@ -29,10 +29,6 @@ POLL_SECONDS = 0.5
 Fetched = TrainingImage | RejectedImage | BlobDenied
 
 
-class ImagesDenied(BlobDenied):
-    """Access to all images of a task is denied. Unlike other denials, affects only this task."""
-
-
 def fetch_images(
     images: tuple[Location, ...],
     resolution: int,
@@ -52,9 +48,9 @@ def fetch_images(
         quiet: log nothing, for a check before a job that fetches the images again.
 
     Raises:
-        ImagesDenied: no image could be read and access was denied, so the configuration is
-            wrong. A single denial is no proof: without the right to list, S3 returns "access
-            denied" for missing keys too.
+        BlobDenied: access to all images is denied, so the configuration is wrong. A single denial
+            is no proof: without the right to list, S3 returns "access denied" for missing keys
+            too.
         Stopped: ``stop`` was set. Running fetches end in the background.
     """
 
@@ -86,8 +82,8 @@ def fetch_images(
     fetched = _each(fetch, tuple(listed), config.fetch_concurrency, stop)
 
     denials = [found for found in fetched if isinstance(found, BlobDenied)]
-    if denials and not any(isinstance(found, TrainingImage) for found in fetched):
-        raise ImagesDenied(str(denials[0]))
+    if denials and len(denials) == len(fetched):
+        raise denials[0]
     usable, rejected = [], []
     for image, found in zip(listed, fetched, strict=True):
         if isinstance(found, TrainingImage):

@@ -51,7 +51,7 @@ class TrainingPlanner:
             trainer: its native resolution is the default.
 
         Raises:
-            ImagesDenied: access to all images is denied.
+            BlobDenied: access to all images is denied.
             TrainingFailed: too few images are usable, or the initial LoRA cannot be used.
             Stopped, TrainerBroken: as the inspector and the captioner.
         """

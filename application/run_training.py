@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from application.fenced_blob import RecordDamaged
-from application.fetch_images import ImagesDenied
 from application.job_store import JobStore, TaskDiffers
 from application.journal import JobRecord, RecordNewer
 from application.lease import Lease, LeaseHeld, LeaseLost
@@ -117,8 +116,6 @@ class RunTraining:
             record.apply(record.job.fail(CANCELLED))
         except (Unavailable, BlobDenied) as error:
             self._interrupt(record, str(error), is_failure=False)
-            if isinstance(error, ImagesDenied):
-                return DeadLetter(str(error))
             raise
         except LeaseLost:
             raise

@@ -38,7 +38,7 @@ class WorkerConfig:
     """Failures after which a job trains without other jobs beside it, so that another job cannot
     be the cause of its crash."""
     max_retries: int = 20
-    """Retries after unexpected errors before a message is dead-lettered."""
+    """Retries after denied access or unexpected errors before a message is dead-lettered."""
     fetch_concurrency: int = 8
     """Number of images fetched at the same time."""
     max_image_bytes: int = MAX_IMAGE_BYTES

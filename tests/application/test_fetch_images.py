@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from adapters.memory import MemoryInspector, MemoryTrainer
 from application.fetch_images import fetch_images
 from application.ports import Blob, BlobDenied
-from application.settlement import Ack, DeadLetter
+from application.settlement import Ack, DeadLetter, RetryLater
 from application.stop_signal import Stopped, StopReason, StopSignal
 from application.worker_config import WorkerConfig
 from domain.failure import Failure, FailureCode
@@ -59,18 +60,25 @@ def test_an_image_listed_several_times_is_fetched_once(world: World) -> None:
     assert "00.jpg: it is listed 4 times, and counts once" in call.payload.message
 
 
+class Denying:
+    """A store that denies reading images."""
+
+    def __init__(self, world: World, denies: Callable[[Location], bool]) -> None:
+        self._world, self._denies = world, denies
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._world.blobs, name)
+
+    def get(self, at: Location, **options: Any) -> Blob:
+        if at.bucket == "media" and self._denies(at):
+            raise BlobDenied("403 for media: let the worker read it")
+        return self._world.blobs.get(at, **options)
+
+
 @pytest.mark.parametrize("images", [12, 10])
 def test_a_single_denied_image_is_left_out(world: World, images: int) -> None:
-    class Denying:
-        def __getattr__(self, name: str) -> Any:
-            def get(at: Location, **options: Any) -> Any:
-                if at.key == "7/05.jpg":
-                    raise BlobDenied("403")
-                return world.blobs.get(at, **options)
-
-            return get if name == "get" else getattr(world.blobs, name)
-
-    assert world.worker(blobs=Denying())(a_task(images), StopSignal()) == Ack()
+    blobs = Denying(world, lambda at: at.key == "7/05.jpg")
+    assert world.worker(blobs=blobs)(a_task(images), StopSignal()) == Ack()
     failure = world.job().failure
     assert (failure is None) == (images > 10)
     if failure is not None:
@@ -78,13 +86,7 @@ def test_a_single_denied_image_is_left_out(world: World, images: int) -> None:
 
 
 def test_a_denied_image_has_the_name_that_the_others_have(world: World) -> None:
-    class Denying:
-        def get(self, at: Location, **options: Any) -> Any:
-            if at.key == "7/05.jpg":
-                raise BlobDenied("403")
-            return world.blobs.get(at, **options)
-
-    blobs: Any = Denying()
+    blobs: Any = Denying(world, lambda at: at.key == "7/05.jpg")
     images = (*a_task().images, a_task().images[0])
     config = replace(CONFIG, repeats_from_folders=True)
     found = fetch_images(images, 512, blobs, MemoryInspector(), config, StopSignal())
@@ -92,20 +94,38 @@ def test_a_denied_image_has_the_name_that_the_others_have(world: World) -> None:
     assert [image.name for image in found.rejected] == ["7/05.jpg", "7/00.jpg"]
 
 
-def test_denied_images_are_reported_to_the_operator(world: World) -> None:
-    class Denying:
-        def __getattr__(self, name: str) -> Any:
-            def get(at: Location, **options: Any) -> Any:
-                if at.bucket == "media":
-                    raise BlobDenied("403 for media: let the worker read it")
-                return world.blobs.get(at, **options)
+def test_images_denied_for_a_while_delay_the_task(world: World) -> None:
+    began = world.clock.monotonic()
+    blobs = Denying(world, lambda _at: world.clock.monotonic() < began + 300.0)
+    for retry in range(7):
+        outcome = world.worker(blobs=blobs)(a_task(), StopSignal(), retry)
+        if outcome == Ack():
+            break
+        assert isinstance(outcome, RetryLater)
+        assert outcome.reason == "403 for media: let the worker read it"
+        world.clock.advance(outcome.delay)
+    assert world.job().state is JobState.COMPLETED
+    assert [call.kind for call in world.notifier.final] == ["completed"]
 
-            return get if name == "get" else getattr(world.blobs, name)
 
-    outcome = world.worker(blobs=Denying())(a_task(), StopSignal())
+def test_images_that_stay_denied_are_reported_to_the_operator(world: World) -> None:
+    worker = world.worker(blobs=Denying(world, lambda _at: True))
+    outcome = worker(a_task(), StopSignal(), CONFIG.max_retries)
     assert outcome == DeadLetter("403 for media: let the worker read it")
     assert world.notifier.final == []
     assert world.job().state is JobState.INTERRUPTED
+
+
+def test_damaged_images_beside_a_denied_one_are_reported_to_the_artist(world: World) -> None:
+    for n in range(9):
+        world.blobs.put(Location("media", f"7/{n:02d}.jpg"), b"broken")
+    blobs = Denying(world, lambda at: at.key == "7/09.jpg")
+    assert world.worker(blobs=blobs)(a_task(), StopSignal()) == Ack()
+    failure = world.job().failure
+    assert failure is not None
+    assert failure.code is FailureCode.LOW_QUALITY_DATA
+    assert "00.jpg: the file is damaged" in failure.message
+    assert "09.jpg: the file is not there or may not be read" in failure.message
 
 
 def test_captions_are_stored_next_to_their_images(
