@@ -79,6 +79,8 @@ class Queue(Protocol):
     def receive(self, timeout: float) -> Delivery | None:
         """Return the next message, or None if none arrives within ``timeout`` seconds.
 
+        Messages stay available to other workers until a call returns them.
+
         Raises:
             QueueUnavailable: call again after a pause.
         """

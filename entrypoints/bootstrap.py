@@ -205,7 +205,7 @@ class Container(containers.DeclarativeContainer):
     # The ports.
     plain_blobs = providers.Singleton(open_blobs, settings, clock, slots=slots)
     blobs = providers.Singleton(MeteredBlobStore, plain_blobs, metrics, clock)
-    plain_queue = providers.Resource(open_queue, settings, clock, worker, slots)
+    plain_queue = providers.Resource(open_queue, settings, clock, worker)
     queue = providers.Singleton(MeteredQueue, plain_queue, metrics)
     dead_letters = queue_depths = plain_queue
     plain_notifier = providers.Resource(open_notifier, settings, console, clock)

@@ -34,7 +34,7 @@ MAX_LORA_BYTES = 512 * 1024**2
 
 
 def open_queue(
-    settings: Settings, clock: SystemClock, worker: str, slots: int
+    settings: Settings, clock: SystemClock, worker: str
 ) -> Iterator[RabbitQueue | SpoolQueue]:
     """Open the queue of tasks, and close it with the container."""
     if not settings.has_broker:
@@ -42,17 +42,13 @@ def open_queue(
         return
     from adapters.rabbitmq.queue import RabbitQueue
 
-    options = broker_options(settings, slots)
+    options = broker_options(settings)
     with closing(RabbitQueue(options, worker=worker, clock=clock, random=random.random)) as queue:
         yield queue
 
 
-def broker_options(settings: Settings, slots: int = 1) -> RabbitOptions:
-    """The broker's address and connection options.
-
-    Args:
-        slots: number of messages processed at the same time.
-    """
+def broker_options(settings: Settings) -> RabbitOptions:
+    """The broker's address and connection options."""
     tls = TlsOptions(
         ca_file=settings.rabbitmq_ca_file,
         certificate=settings.rabbitmq_cert_file,
@@ -77,7 +73,6 @@ def broker_options(settings: Settings, slots: int = 1) -> RabbitOptions:
         retry_delays=settings.retry_delays,
         heartbeat=settings.rabbitmq_heartbeat,
         ack_timeout=float(settings.ack_timeout),
-        prefetch=slots,
     )
 
 

@@ -27,8 +27,6 @@ class BrokerFacts:
     version: str
     quorum: bool
     """True where the main queue is a quorum queue, by the virtual host's default queue type."""
-    timeout_accepted: bool
-    """Whether a consumer of the main queue may set its acknowledgement timeout."""
 
     def __str__(self) -> str:
         text = f"RabbitMQ {self.version}, {'quorum' if self.quorum else 'classic'} queue"
@@ -52,12 +50,11 @@ def probe(connection: pika.BlockingConnection, options: RabbitOptions) -> Broker
     channel = connection.channel()
     channel.queue_declare(name, durable=True, arguments=arguments)
     try:
-        consumer = start_consumer(connection, name, lambda *_: None, options)
-        consumer.channel.close()
+        start_consumer(connection, name, lambda *_: None, options).channel.close()
     finally:
         with contextlib.suppress(AMQPError):
             channel.queue_delete(name)
-    return BrokerFacts(version(connection), kind == "quorum", consumer.timeout_accepted)
+    return BrokerFacts(version(connection), kind == "quorum")
 
 
 def version(connection: pika.BlockingConnection) -> str:

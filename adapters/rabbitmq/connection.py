@@ -62,17 +62,23 @@ class Connection:
         self._commands: deque[_Command] = deque()
         self._session: Session | None = None
         self._trouble: str | None = None
-        self._consuming = self._overdue = self._closed = False
+        self._overdue = self._closed = False
 
-    def consume(self) -> None:
-        """Start consuming, on this session and every later one.
+    def open(self) -> None:
+        """Connect, unless an earlier call has.
 
         Raises:
-            QueueUnavailable: consuming starts when the broker is available again.
+            QueueUnavailable: the connection opens when the broker is available again.
         """
-        if not self._consuming:
-            self._consuming = True
-            self.call(Session.consume)
+        if self._thread is None:
+            self.call(lambda _session: None)
+
+    def wake(self) -> None:
+        """Make the session adapt its consumers now."""
+        with self._changed:
+            session = self._session
+        if session is not None:
+            session.wake()
 
     def check(self) -> None:
         """Raise unless the broker is connected.
@@ -107,9 +113,7 @@ class Connection:
                 name = f"RabbitMQ {self._options.where}"
                 self._thread = threading.Thread(target=self._run, name=name, daemon=True)
                 self._thread.start()
-            session = self._session
-        if session is not None:
-            session.wake()
+        self.wake()
         try:
             result: T = command.result.result(self._options.response_timeout)
         except TimeoutError:
@@ -127,9 +131,8 @@ class Connection:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            session, thread = self._session, self._thread
-        if session is not None:
-            session.wake()
+            thread = self._thread
+        self.wake()
         if thread is not None:
             thread.join(CLOSE_SECONDS)
 
@@ -158,8 +161,8 @@ class Connection:
         """Run one session until it ends or ``close`` is called."""
         session = self._open_session()
         try:
-            if self._consuming:
-                session.consume()
+            # Start consumers first: while the broker rejects them, it counts as unavailable.
+            session.pump(0.0)
             self._mark_connected(session)
             while not self._closed:
                 while self._commands:

@@ -20,11 +20,10 @@ ACK_TIMEOUT = "x-consumer-timeout"
 
 @dataclass
 class Consumer:
-    """A consumer on a channel of its own."""
+    """A consumer on a channel of its own, which gets one message until that is settled."""
 
     channel: BlockingChannel
-    timeout_accepted: bool
-    """False where the broker rejects ``ACK_TIMEOUT``, as 4.3 does on classic queues."""
+    tag: str = ""
     cancelled: bool = False
     """True once the broker has cancelled it. Channel and connection then stay open."""
 
@@ -45,28 +44,27 @@ def start_consumer(
     """
     timeout = {ACK_TIMEOUT: round(options.ack_timeout * 1000)}
     try:
-        return _start(connection, queue, on_message, options.prefetch, timeout)
+        return _start(connection, queue, on_message, timeout)
     except ChannelClosedByBroker as error:
         if ACK_TIMEOUT not in error.reply_text:
             raise
-    return _start(connection, queue, on_message, options.prefetch, {})
+    return _start(connection, queue, on_message, {})
 
 
 def _start(
     connection: pika.BlockingConnection,
     queue: str,
     on_message: Callable[..., None],
-    prefetch: int,
     arguments: dict[str, Any],
 ) -> Consumer:
-    consumer = Consumer(connection.channel(), timeout_accepted=bool(arguments))
+    consumer = Consumer(connection.channel())
 
     def cancel(_frame: object) -> None:
         consumer.cancelled = True
 
-    consumer.channel.basic_qos(prefetch_count=prefetch)
+    consumer.channel.basic_qos(prefetch_count=1)
     consumer.channel.add_on_cancel_callback(cancel)
-    consumer.channel.basic_consume(queue, on_message, arguments=arguments)
+    consumer.tag = consumer.channel.basic_consume(queue, on_message, arguments=arguments)
     return consumer
 
 

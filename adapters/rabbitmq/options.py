@@ -54,9 +54,6 @@ class RabbitOptions:
     """The main queue, into which the backend publishes. The worker's queues are named after it."""
     retry_delays: tuple[float, ...] = (5.0, 30.0, 120.0, 600.0)
     """Available retry delays, shortest first; each has its queue. The longest is the limit."""
-    prefetch: int = 1
-    """Unsettled messages held at a time. Use the number of concurrent jobs: no other worker gets a
-    held message."""
     ack_timeout: float = 4 * 3600.0
     """Acknowledgement timeout that the consumer requests. Brokers before 3.11.15 ignore it and
     requeue a message after their ``consumer_timeout``, 30 minutes by default."""
@@ -83,10 +80,6 @@ class RabbitOptions:
         _require(
             1 <= self.heartbeat <= 65535,
             *("heartbeat", self.heartbeat, "give seconds from 1 to 65535"),
-        )
-        _require(
-            1 <= self.prefetch <= 65535,
-            *("prefetch", self.prefetch, "give a number from 1 to 65535"),
         )
         for name in (
             *("ack_timeout", "connect_timeout", "response_timeout"),

@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 class RabbitQueue:
     """Ports ``Queue``, ``DeadLetters`` and ``QueueDepths``.
 
-    Connects on the first call, consumes from the first ``receive`` on, and always reconnects.
+    Connects on the first call and always reconnects. Consumes one message for each thread that
+    receives. If the thread stops receiving before the message arrives, another worker gets it.
     A delivery is lost with the connection that brought it. A settling call returns once the
     broker has confirmed it. If it raises ``QueueUnavailable``, the message is redelivered; if
     the broker had already stored the copy for a retry or dead letter, both are delivered.
@@ -41,11 +42,11 @@ class RabbitQueue:
         self._worker = worker
         self._clock = clock
         self._topology = Topology(options.queue, options.retry_delays)
-        self._inbox = Inbox()
+        self._inbox = Inbox(clock)
         name = f"style-trainer {worker}"
         self._connection = Connection(
             options,
-            lambda: Session(options, self._topology, name, self._inbox.put),
+            lambda: Session(options, self._topology, name, self._inbox),
             self._inbox.clear,
             clock,
             random,
@@ -58,8 +59,8 @@ class RabbitQueue:
 
     def receive(self, timeout: float) -> Delivery | None:
         """The next message; a body that is too long is returned cut."""
-        self._connection.consume()
-        delivery = self._inbox.take(timeout)
+        self._connection.open()
+        delivery = self._inbox.take(timeout, self._connection.wake)
         if delivery is None:
             self._connection.check()
         return delivery

@@ -1,4 +1,4 @@
-"""One connection from open to close: its channels, its consumer, its unsettled messages.
+"""One connection from open to close: its channels, its consumers, its unsettled messages.
 
 Call everything from the one thread that owns the connection. A session knows only its own
 deliveries, because a delivery tag is valid only on the channel that issued it. Unsettled
@@ -20,6 +20,7 @@ from adapters.rabbitmq import message_properties
 from adapters.rabbitmq.check import BrokerFacts, probe
 from adapters.rabbitmq.consumer import Consumer, start_consumer, why_cancelled
 from adapters.rabbitmq.errors import SessionEnded
+from adapters.rabbitmq.inbox import Inbox
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.topology import Topology
 from application.ports import MAX_MESSAGE_BYTES, Delivery, DeliveryLost, QueueUnavailable
@@ -52,7 +53,7 @@ class Session:
 
     Args:
         name: shown in the broker's list of connections.
-        deliver: takes each message that arrives.
+        inbox: takes each message that arrives, and knows how many are wanted.
 
     Raises:
         Exception: any that pika raises when it cannot connect or declare.
@@ -63,13 +64,14 @@ class Session:
         options: RabbitOptions,
         topology: Topology,
         name: str,
-        deliver: Callable[[Delivery], None],
+        inbox: Inbox,
     ) -> None:
         self._options = options
         self._topology = topology
-        self._deliver = deliver
-        self._held: dict[str, UnackedMessage] = {}
-        self._consumer: Consumer | None = None
+        self._inbox = inbox
+        self._idle: dict[str, Consumer] = {}
+        """Consumers without a message, by tag."""
+        self._held: dict[str, tuple[Consumer, UnackedMessage]] = {}
         self._connection = pika.BlockingConnection(_parameters(options, name))
         try:
             self._publisher = self._connection.channel()
@@ -88,30 +90,24 @@ class Session:
         """Serve the connection until an event, for at most ``seconds``.
 
         Raises:
-            SessionEnded: a channel was closed or the consumer cancelled. pika itself raises
+            SessionEnded: a channel was closed or a consumer cancelled. pika itself raises
                 nothing when a channel closes while its connection stays open.
         """
+        self._match_receivers()
         self._connection.process_data_events(time_limit=seconds)
-        if self._consumer is not None and self._consumer.cancelled:
+        consumers = [*self._idle.values(), *(consumer for consumer, _ in self._held.values())]
+        if any(consumer.cancelled for consumer in consumers):
             raise SessionEnded(why_cancelled(self._connection, self._topology.main))
-        channels = [self._publisher, *([self._consumer.channel] if self._consumer else [])]
-        for channel in channels:
+        for channel in [self._publisher, *(consumer.channel for consumer in consumers)]:
             if not channel.is_open:
                 # pika exposes the reason only to a call waiting on the channel.
                 raise getattr(channel, "_closing_reason", None) or SessionEnded("a channel closed")
 
     def close(self) -> None:
-        """Close consumer, channels and connection; unsettled messages are requeued."""
+        """Close consumers, channels and connection; unsettled messages are requeued."""
         with contextlib.suppress(Exception):
             if self._connection.is_open:
                 self._connection.close()
-
-    def consume(self) -> None:
-        """Start consuming, unless started already."""
-        if self._consumer is None:
-            self._consumer = start_consumer(
-                self._connection, self._topology.main, self._on_message, self._options
-            )
 
     def publish(self, queue: str, body: bytes, properties: BasicProperties) -> None:
         """Publish a message and wait for the broker's confirm.
@@ -130,25 +126,23 @@ class Session:
 
     def acknowledge(self, delivery_id: str) -> None:
         """Acknowledge a message; the broker has removed it on return."""
-        self._ack(self._take(delivery_id))
+        self._settle(*self._take(delivery_id))
 
     def requeue(self, delivery_id: str) -> None:
         """Return a message to its former place in the queue."""
-        held = self._take(delivery_id)
-        self._consuming.basic_nack(held.tag, requeue=True)
-        self._await_broker()
+        self._settle(*self._take(delivery_id), requeue=True)
 
     def move(
         self, delivery_id: str, queue: str, relabel: Callable[[BasicProperties], BasicProperties]
     ) -> None:
         """Publish the whole message to ``queue``, then acknowledge it here."""
-        held = self._take(delivery_id)
+        consumer, message = self._take(delivery_id)
         try:
-            self.publish(queue, held.body, relabel(held.properties))
+            self.publish(queue, message.body, relabel(message.properties))
         except Rejected as error:
             # Holding it would block the consumer; ending the session requeues it.
             raise SessionEnded(str(error)) from error
-        self._ack(held)
+        self._settle(consumer, message)
 
     def depths(self) -> dict[str, int]:
         """Ready messages by queue, without unacknowledged ones."""
@@ -176,11 +170,19 @@ class Session:
         """A separate channel; its errors leave the others open."""
         return self._connection.channel()
 
-    @property
-    def _consuming(self) -> BlockingChannel:
-        if self._consumer is None:
-            raise DeliveryLost("this connection has received nothing")
-        return self._consumer.channel
+    def _match_receivers(self) -> None:
+        """Consume one message for each thread that receives, and hold no other in the inbox."""
+        missing = self._inbox.missing()
+        for tag in list(self._idle)[missing:]:
+            # pika requeues a message that arrives meanwhile.
+            self._idle.pop(tag).channel.close()
+        while len(self._idle) < missing:
+            consumer = start_consumer(
+                self._connection, self._topology.main, self._on_message, self._options
+            )
+            self._idle[consumer.tag] = consumer
+        for delivery in self._inbox.remove_surplus():
+            self.requeue(delivery.id)
 
     def _on_message(
         self,
@@ -195,8 +197,10 @@ class Session:
             channel.basic_ack(method.delivery_tag)
             return
         delivery_id = f"{method.consumer_tag}:{method.delivery_tag}"
-        self._held[delivery_id] = UnackedMessage(method.delivery_tag, properties, body)
-        self._deliver(
+        consumer = self._idle.pop(method.consumer_tag)
+        message = UnackedMessage(method.delivery_tag, properties, body)
+        self._held[delivery_id] = (consumer, message)
+        self._inbox.put(
             Delivery(
                 delivery_id,
                 body[: MAX_MESSAGE_BYTES + 1],
@@ -218,7 +222,7 @@ class Session:
             return False
         return True
 
-    def _take(self, delivery_id: str) -> UnackedMessage:
+    def _take(self, delivery_id: str) -> tuple[Consumer, UnackedMessage]:
         held = self._held.pop(delivery_id, None)
         if held is None:
             raise DeliveryLost(
@@ -226,13 +230,17 @@ class Session:
             )
         return held
 
-    def _ack(self, held: UnackedMessage) -> None:
-        self._consuming.basic_ack(held.tag)
-        self._await_broker()
-
-    def _await_broker(self) -> None:
-        """Wait for a round trip on the channel: acknowledgements have no reply of their own."""
-        self._consuming.basic_qos(prefetch_count=self._options.prefetch)
+    @staticmethod
+    def _settle(consumer: Consumer, message: UnackedMessage, *, requeue: bool = False) -> None:
+        """Acknowledge or requeue a message, and end its consumer."""
+        # Cancel first: the broker sends a consumer the next message once this one is settled.
+        consumer.channel.basic_cancel(consumer.tag)
+        if requeue:
+            consumer.channel.basic_nack(message.tag, requeue=True)
+        else:
+            consumer.channel.basic_ack(message.tag)
+        # The reply to this also confirms the settlement, which has no reply of its own.
+        consumer.channel.close()
 
 
 def _parameters(options: RabbitOptions, name: str) -> pika.ConnectionParameters:

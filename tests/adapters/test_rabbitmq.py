@@ -26,6 +26,7 @@ from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
 from adapters.clock import SystemClock
 from adapters.rabbitmq.connection import PUMP_SECONDS, Connection
 from adapters.rabbitmq.errors import SessionEnded, explain, is_expected
+from adapters.rabbitmq.inbox import Inbox
 from adapters.rabbitmq.options import RabbitOptions, TlsOptions
 from adapters.rabbitmq.session import Session
 from adapters.rabbitmq.topology import Topology
@@ -34,10 +35,10 @@ from tests.services.waiting import eventually
 
 
 def test_a_url_names_everything() -> None:
-    options = RabbitOptions.from_url("amqp://us%40er:p%2Fw@broker.example:5673/a%2Fb", prefetch=2)
+    options = RabbitOptions.from_url("amqp://us%40er:p%2Fw@broker.example:5673/a%2Fb", heartbeat=2)
     assert (options.host, options.port, options.vhost) == ("broker.example", 5673, "a/b")
     assert (options.user, options.password, options.tls) == ("us@er", "p/w", None)
-    assert options.prefetch == 2
+    assert options.heartbeat == 2
 
 
 @pytest.mark.parametrize("path", ["", "/", "/%2F"])
@@ -95,8 +96,6 @@ def test_the_password_is_not_in_the_repr() -> None:
         ({"retry_delays": (0.0, 1.0)}, "retry_delays="),
         ({"heartbeat": 0}, "heartbeat=0"),
         ({"heartbeat": 65536}, "heartbeat=65536"),
-        ({"prefetch": 0}, "prefetch=0"),
-        ({"prefetch": 65536}, "prefetch=65536"),
         ({"connect_timeout": 0}, "connect_timeout=0"),
         ({"first_reconnect_delay": 0}, "first_reconnect_delay=0"),
         ({"max_reconnect_delay": 0}, "max_reconnect_delay=0"),
@@ -111,7 +110,7 @@ def test_a_wrong_option_is_named_with_its_remedy(wrong: dict[str, Any], field: s
 
 @pytest.mark.parametrize("number", [1, 65535])
 def test_the_protocols_minimum_and_maximum_are_accepted(number: int) -> None:
-    options = RabbitOptions(port=number, heartbeat=number, prefetch=number, retry_delays=(0.001,))
+    options = RabbitOptions(port=number, heartbeat=number, retry_delays=(0.001,))
     assert options.effective_port == number
     assert RabbitOptions(queue="q" * 200).queue == "q" * 200
 
@@ -314,11 +313,14 @@ def amqp(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
 
 
 def open_session(**options: Any) -> Session:
-    return Session(RabbitOptions(**options), Topology("tasks", (5.0,)), "worker", print)
+    """A session with one thread that receives."""
+    inbox = Inbox(SystemClock())
+    inbox.take(0.0, lambda: None)
+    return Session(RabbitOptions(**options), Topology("tasks", (5.0,)), "worker", inbox)
 
 
 def test_the_consumer_requests_a_longer_timeout(amqp: MagicMock) -> None:
-    open_session(ack_timeout=7200.0).consume()
+    open_session(ack_timeout=7200.0).pump(0.0)
     arguments = amqp.channel.return_value.basic_consume.call_args.kwargs["arguments"]
     assert arguments == {"x-consumer-timeout": 7_200_000}
 
@@ -329,7 +331,7 @@ def test_if_the_broker_rejects_the_timeout_argument_the_worker_consumes_without_
     _publisher, rejected, consumer = amqp.channel.side_effect = [MagicMock() for _ in range(3)]
     text = "PRECONDITION_FAILED - invalid arg 'x-consumer-timeout' for queue 'tasks' in vhost '/'"
     rejected.basic_consume.side_effect = ChannelClosedByBroker(406, text)
-    open_session().consume()
+    open_session().pump(0.0)
     assert not consumer.basic_consume.call_args.kwargs["arguments"]
 
 
@@ -337,7 +339,7 @@ def test_a_consumer_rejected_for_another_reason_is_rejected(amqp: MagicMock) -> 
     rejection = ChannelClosedByBroker(403, "ACCESS_REFUSED - read access to queue 'tasks'")
     amqp.channel.return_value.basic_consume.side_effect = rejection
     with pytest.raises(ChannelClosedByBroker, match="ACCESS_REFUSED"):
-        open_session().consume()
+        open_session().pump(0.0)
 
 
 def test_a_session_that_cannot_declare_its_queues_leaves_no_connection(amqp: MagicMock) -> None:

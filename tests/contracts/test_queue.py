@@ -43,6 +43,8 @@ class Harness:
     """The dead letters of ``queue``."""
     depths: QueueDepths
     """The depths of ``queue`` and its companions."""
+    another: Queue
+    """The same messages, as another worker sees them."""
     unit: float = 1.0
     """Seconds that stand for one second: less than 1 if the test really waits."""
     timeout: float = 1.0
@@ -84,7 +86,7 @@ def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Harness]
     clock = ManualClock()
     if request.param == "memory":
         queue = MemoryQueue(clock)
-        yield Harness(queue, clock.advance, queue.lose_all, queue, queue)
+        yield Harness(queue, clock.advance, queue.lose_all, queue, queue, queue)
     elif request.param == "spool":
         yield _spool(tmp_path / "spool", clock)
     else:
@@ -95,11 +97,12 @@ def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Harness]
 @contextmanager
 def _rabbitmq() -> Iterator[Harness]:
     with (
-        own_options(delays=(0.3, 1.5), prefetch=10) as options,
+        own_options(delays=(0.3, 1.5)) as options,
         Proxy(PORT) as proxy,
         opened(replace(options, port=proxy.port)) as queue,
+        opened(options, "another") as another,
     ):
-        yield Harness(queue, time.sleep, proxy.cut, queue, queue, unit=0.3, timeout=20.0)
+        yield Harness(queue, time.sleep, proxy.cut, queue, queue, another, unit=0.3, timeout=20.0)
 
 
 def _spool(folder: Path, clock: ManualClock) -> Harness:
@@ -113,7 +116,8 @@ def _spool(folder: Path, clock: ManualClock) -> Harness:
             shutil.copy2(message, copy)
             copy.replace(message)
 
-    return Harness(queue, clock.advance, lose, queue, queue)
+    another = SpoolQueue(folder, clock, lambda: str(next(numbers)))
+    return Harness(queue, clock.advance, lose, queue, queue, another)
 
 
 def test_an_empty_queue_delivers_nothing(harness: Harness) -> None:
@@ -291,6 +295,21 @@ def test_depths_count_waiting_and_dead_messages(harness: Harness) -> None:
     harness.queue.publish(b'{"n": 2}')
     harness.queue.dead_letter(harness.receive(), "wrong")
     assert sum(harness.depths.depths().values()) == before + 2
+
+
+def test_a_worker_that_does_not_receive_leaves_the_messages_to_others(harness: Harness) -> None:
+    bodies = [b'{"n": 1}', b'{"n": 2}', b'{"n": 3}']
+    for body in bodies[:2]:
+        harness.queue.publish(body)
+    harness.queue.acknowledge(harness.receive())
+    second = harness.another.receive(harness.timeout)
+    assert second is not None
+    assert second.body == bodies[1]
+    assert harness.is_idle()
+    harness.queue.publish(bodies[2])
+    third = harness.another.receive(harness.timeout)
+    assert third is not None
+    assert third.body == bodies[2]
 
 
 def test_a_requeued_message_comes_again_at_once_and_does_not_count(harness: Harness) -> None:

@@ -131,6 +131,4 @@ def test_the_check_consumes_from_a_queue_of_the_same_kind(
             queues = list(broker.control("list_queues", "-p", vhost, "name").split())
         assert facts.version == broker.control("version").strip()
         assert facts.quorum is quorum
-        # RabbitMQ 4.3 rejects a consumer timeout on classic queues.
-        assert facts.timeout_accepted is (quorum or broker.version < (4, 3))
         assert not [name for name in queues if ".check." in name]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
 from adapters.common.queue_ports import DeadLetterAction
+from adapters.rabbitmq.inbox import IDLE_SECONDS
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
 from application.ports import DeliveryLost, QueueUnavailable
-from tests.services.queues import fetch, opened, publish_as_the_backend, receive
+from tests.services.queues import PORT, fetch, opened, publish_as_the_backend, receive
+from tests.services.tcp_proxy import Proxy
 
 pytestmark = pytest.mark.integration
 
@@ -120,16 +123,75 @@ def test_two_workers_share_the_messages(options: RabbitOptions, queue: RabbitQue
     assert min(len(share) for share in shares) >= 5
 
 
-def test_the_default_prefetch_is_one_message(options: RabbitOptions, queue: RabbitQueue) -> None:
+def test_a_busy_worker_holds_no_further_message(
+    options: RabbitOptions, queue: RabbitQueue
+) -> None:
     queue.publish(b'{"n": 1}')
     queue.publish(b'{"n": 2}')
     first = receive(queue)
-    assert queue.receive(0.3) is None
     with opened(options, "another") as another:
         assert receive(another).body == b'{"n": 2}'
-    queue.acknowledge(first)
-    again = receive(queue)
-    assert (again.body, again.redelivered) == (b'{"n": 2}', True)
+        queue.acknowledge(first)
+
+
+def test_a_worker_that_settles_and_then_pauses_takes_no_message(
+    options: RabbitOptions, queue: RabbitQueue
+) -> None:
+    for body in (b"1", b"2"):
+        queue.publish(body)
+    queue.acknowledge(receive(queue))
+    with opened(options, "another") as another:
+        second = another.receive(2.0)
+        assert second is not None
+        assert (second.body, second.redelivered) == (b"2", False)
+
+
+def test_a_message_for_an_idle_worker_that_pauses_goes_to_another(
+    options: RabbitOptions, queue: RabbitQueue
+) -> None:
+    assert queue.receive(0.5) is None
+    queue.publish(b"{}")
+    with opened(options, "another") as another:
+        delivery = another.receive(2 * IDLE_SECONDS)
+        assert delivery is not None
+        another.acknowledge(delivery)
+    queue.publish(b"{}")
+    queue.acknowledge(receive(queue))
+
+
+def test_a_busy_worker_that_reconnects_takes_no_message(
+    options: RabbitOptions, queue: RabbitQueue
+) -> None:
+    with Proxy(PORT) as proxy, opened(replace(options, port=proxy.port)) as busy:
+        busy.publish(b"1")
+        receive(busy)
+        proxy.cut()
+        assert receive(queue).body == b"1"
+        assert busy.depths()[options.queue] == 0, "it is connected again"
+        queue.publish(b"2")
+        second = queue.receive(2.0)
+        assert second is not None
+        assert second.body == b"2"
+
+
+def test_after_a_reconnect_a_worker_takes_only_as_many_messages_as_it_has_idle_slots(
+    options: RabbitOptions, queue: RabbitQueue
+) -> None:
+    with (
+        Proxy(PORT) as proxy,
+        opened(replace(options, port=proxy.port)) as worker,
+        ThreadPoolExecutor() as pool,
+    ):
+        worker.publish(b"1")
+        receive(worker)
+        waiting = pool.submit(receive, worker)
+        proxy.cut()
+        assert waiting.result().body == b"1"
+        assert worker.depths()[options.queue] == 0
+        queue.publish(b"2")
+        second = queue.receive(2.0)
+        assert second is not None
+        assert second.body == b"2"
 
 
 def test_closing_requeues_unsettled_messages_at_once(
