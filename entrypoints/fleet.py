@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from domain.errors import UserError
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_USAGE
 from entrypoints.shutdown import signals_handled
 
@@ -20,23 +19,6 @@ RESTART_SECONDS = 10.0
 """Seconds between a worker's unexpected exit and its restart."""
 POLL_SECONDS = 0.2
 """Seconds between two checks of workers and signals."""
-
-
-def parse_gpus(text: str, present: Callable[[], int]) -> tuple[str, ...]:
-    """Parse ``all`` or a comma-separated list of GPU numbers.
-
-    Raises:
-        UserError: there are no GPUs, or the text is not a list of numbers.
-    """
-    if text == "all":
-        count = present()
-        if not count:
-            raise UserError("--gpus all: the driver shows no GPU; give the container its GPUs")
-        return tuple(str(index) for index in range(count))
-    names = tuple(part.strip() for part in text.split(","))
-    if not all(name.isdecimal() for name in names) or len(set(names)) < len(names):
-        raise UserError(f"--gpus {text}: give `all`, or different numbers such as 0,1")
-    return names
 
 
 @dataclass

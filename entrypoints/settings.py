@@ -31,7 +31,7 @@ from pydantic import (
     field_validator,
 )
 
-from adapters.common.devices import parse_devices
+from adapters.common.devices import parse_devices, parse_visible
 from adapters.common.files import why_not_writable
 from adapters.gcs.options import check_emulator
 from adapters.rabbitmq.options import RabbitOptions, TlsOptions, check_host, check_queue
@@ -699,16 +699,25 @@ def _line(problem: Any, options: Mapping[str, Any]) -> str:
     return f"{name.upper()}={shown}: {remedy}"
 
 
+def visible_gpus() -> tuple[str, ...] | None:
+    """The GPUs of CUDA_VISIBLE_DEVICES; None if it is not set."""
+    text = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if text is None else parse_visible(text)
+
+
 def environment_on_gpu(settings: Settings, gpu: str, index: int) -> dict[str, str]:
     """The environment of one worker of a fleet.
 
     Args:
-        gpu: the GPU's number, as counted by the driver.
+        gpu: an entry of ``visible_gpus``, else the GPU's number, as counted by the driver.
         index: the worker's number in the fleet, added to the port of its status page.
     """
-    changes = {"CUDA_VISIBLE_DEVICES": gpu}
+    # With DEVICE, a worker without its GPU exits; it would train on the CPU otherwise.
+    changes = {"CUDA_VISIBLE_DEVICES": gpu, "DEVICE": "cuda"}
+    if visible_gpus() is None:
+        changes["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the driver's; by default the fastest is 0
     if settings.worker_name is not None:
-        changes["WORKER_NAME"] = f"{settings.worker_name}-gpu{gpu}"
+        changes["WORKER_NAME"] = f"{settings.worker_name}-gpu{re.sub('[^A-Za-z0-9-]', '-', gpu)}"
     if settings.status_port:
         changes["STATUS_PORT"] = str(settings.status_port + index)
     return {**os.environ, **changes}

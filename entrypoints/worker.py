@@ -111,15 +111,22 @@ def _work(arguments: argparse.Namespace) -> int:
 
 
 def _fleet(arguments: argparse.Namespace, settings: Settings) -> int:
+    from adapters.common.devices import choose_gpus
     from adapters.nvml import GpuReader
-    from entrypoints.fleet import Fleet, parse_gpus
-    from entrypoints.settings import environment_on_gpu
+    from entrypoints.fleet import Fleet
+    from entrypoints.settings import environment_on_gpu, visible_gpus
 
     if arguments.check:
         raise UserError("--gpus and --check: check one GPU at a time, such as DEVICE=cuda:1")
     if settings.device not in {None, "cuda", "cuda:0"}:  # each worker sees only its own GPU
         raise UserError(f"--gpus and DEVICE={settings.device}: give one of the two")
-    gpus = parse_gpus(arguments.gpus, lambda: len(GpuReader()()))
+    visible = visible_gpus()
+    if visible is None:
+        visible = tuple(str(card.index) for card in GpuReader()())
+    try:
+        gpus = choose_gpus(arguments.gpus, visible)
+    except ValueError as error:
+        raise UserError(f"--gpus {arguments.gpus}: {error}") from None
     options = [f"--{name}" for name in ("once", "debug") if getattr(arguments, name)]
     return Fleet(
         gpus,

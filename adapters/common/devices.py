@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 _REMEDY = "give cpu, cuda, or GPUs by their numbers such as cuda:1 or cuda:0,cuda:1"
 
@@ -59,3 +60,34 @@ def devices_present(text: str | None, gpus: Callable[[], int]) -> tuple[str, ...
         there = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
         raise ValueError(f"{', '.join(missing)} does not exist; this machine has {there}")
     return names
+
+
+def parse_visible(text: str) -> tuple[str, ...]:
+    """The GPUs of CUDA_VISIBLE_DEVICES, by number or UUID. CUDA ignores what follows an invalid
+    entry."""
+    entries = (part.strip() for part in text.split(","))
+    return tuple(takewhile(lambda entry: re.fullmatch(r"[0-9]+|(GPU|MIG)-.+", entry), entries))
+
+
+def choose_gpus(text: str, visible: Sequence[str]) -> tuple[str, ...]:
+    """The GPUs that ``--gpus`` names: ``all``, or positions in ``visible``.
+
+    Args:
+        visible: the GPUs that this process may use.
+
+    Raises:
+        ValueError: a named GPU does not exist, or ``text`` is neither; the message is the remedy.
+    """
+    if text == "all":
+        text = ",".join(map(str, range(len(visible)))) or "0"
+    names = [part.strip() for part in text.split(",")]
+    if not all(name.isdecimal() for name in names) or len(set(map(int, names))) < len(names):
+        raise ValueError("give `all`, or different numbers such as 0,1")
+    if not visible:
+        raise ValueError("no GPU is visible; give the container its GPUs")
+    missing = ", ".join(name for name in names if int(name) >= len(visible))
+    if missing:
+        last = len(visible) - 1
+        there = f"give numbers from 0 to {last}" if last else "the only one is 0"
+        raise ValueError(f"there is no GPU {missing}; {there}")
+    return tuple(visible[int(name)] for name in names)

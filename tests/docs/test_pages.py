@@ -23,6 +23,7 @@ NOT_OURS = {
     # Of tools that the guides use.
     *("CI", "IMAGE", "FOLDER", "PWD", "RUNPOD_API_KEY", "PODID", "COMMIT", "PASSWORD", "TASK_ID"),
     # Of the image's build.
+    "CUDA_VISIBLE_DEVICES",
     *("VARIANT", "MODEL", "BASE_MODEL_HUB", "BASE_MODEL_REVISION", "TORCH_CUDA_INDEX"),
     *("HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE"),
     # Words of the broker and of logs.

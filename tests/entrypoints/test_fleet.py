@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from domain.errors import UserError
+from adapters.common.gpu_reading import GpuReading
+from adapters.nvml import GpuReader
 from entrypoints import fleet, worker
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_SHUTDOWN_TIMEOUT, EXIT_USAGE
-from entrypoints.fleet import Fleet, parse_gpus
+from entrypoints.fleet import Fleet
 from tests.services.waiting import eventually
 
 LINGERING = """
@@ -66,15 +67,96 @@ def when(holds: Callable[[], bool], act: Callable[[], object]) -> threading.Thre
     return thread
 
 
-def test_all_means_every_gpu_of_the_driver_and_a_list_is_kept() -> None:
-    assert parse_gpus("all", lambda: 3) == ("0", "1", "2")
-    assert parse_gpus("1, 0", lambda: 0) == ("1", "0")
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Fleet]:
+    """The fleets that commands start, on a machine with eight GPUs and without settings."""
+    cards = [GpuReading(index=index, name="NVIDIA L4") for index in range(8)]
+    monkeypatch.setattr(GpuReader, "__call__", lambda _: cards)
+    for name in ("CUDA_VISIBLE_DEVICES", "DEVICE"):
+        monkeypatch.delenv(name, raising=False)
+    found: list[Fleet] = []
+
+    def run(fleet: Fleet) -> int:
+        found.append(fleet)
+        return 0
+
+    monkeypatch.setattr(Fleet, "run", run)
+    return found
 
 
-@pytest.mark.parametrize("text", ["all", "one", "0,0", "", "-1"])
-def test_no_gpu_and_no_list_are_rejected(text: str) -> None:
-    with pytest.raises(UserError, match=f"--gpus {text}"):
-        parse_gpus(text, lambda: 0)
+@pytest.mark.parametrize(
+    ("visible", "gpus", "used"),
+    [
+        (None, "all", ("0", "1", "2", "3", "4", "5", "6", "7")),
+        (None, "1, 0", ("1", "0")),
+        ("2,3", "all", ("2", "3")),
+        ("2, 3", "1", ("3",)),
+        ("GPU-8f1a,MIG-4c0e/1/2", "all", ("GPU-8f1a", "MIG-4c0e/1/2")),
+        ("5,-1,6", "all", ("5",)),
+    ],
+)
+def test_a_fleet_uses_the_gpus_that_cuda_would(
+    started: list[Fleet],
+    monkeypatch: pytest.MonkeyPatch,
+    visible: str | None,
+    gpus: str,
+    used: tuple[str, ...],
+) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert worker.main(["--gpus", gpus]) == 0
+    environments = [started[0].environment_of(gpu) for gpu in started[0].gpus]
+    assert tuple(one["CUDA_VISIBLE_DEVICES"] for one in environments) == used
+    assert {one["DEVICE"] for one in environments} == {"cuda"}, "never the CPU instead"
+
+
+def test_numbers_of_the_driver_are_in_its_order_and_visible_ones_in_cudas(
+    started: list[Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    worker.main(["--gpus", "1"])
+    assert started[0].environment_of("1")["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    worker.main(["--gpus", "1"])
+    assert "CUDA_DEVICE_ORDER" not in started[1].environment_of("1")
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus", "message"),
+    [
+        (None, "9", "--gpus 9: there is no GPU 9; give numbers from 0 to 7"),
+        (None, "0,8,9", "--gpus 0,8,9: there is no GPU 8, 9; give numbers from 0 to 7"),
+        ("2", "2", "--gpus 2: there is no GPU 2; the only one is 0"),
+        (None, "one", "--gpus one: give `all`, or different numbers such as 0,1"),
+        (None, "0,0", "--gpus 0,0: give `all`"),
+        (None, "-1", "--gpus -1: give `all`"),
+        (None, "", "--gpus : give `all`"),
+        ("", "all", "--gpus all: no GPU is visible; give the container its GPUs"),
+        ("-1", "0", "--gpus 0: no GPU is visible"),
+    ],
+)
+def test_gpus_that_do_not_exist_are_named_before_a_worker_starts(
+    started: list[Fleet],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    visible: str | None,
+    gpus: str,
+    message: str,
+) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert worker.main([f"--gpus={gpus}"]) == EXIT_USAGE
+    assert message in capsys.readouterr().err
+    assert not started
+
+
+def test_a_machine_without_a_gpu_is_named(
+    started: list[Fleet], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(GpuReader, "__call__", lambda _: [])
+    assert worker.main(["--gpus", "0"]) == EXIT_USAGE
+    assert "--gpus 0: no GPU is visible" in capsys.readouterr().err
+    assert not started
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -246,6 +246,7 @@ def test_workers_of_a_fleet_differ_in_gpu_name_and_port(monkeypatch: pytest.Monk
     second = environment_on_gpu(settings, "3", 1)
     assert second["CUDA_VISIBLE_DEVICES"] == "3"
     assert second["WORKER_NAME"] == "pod-gpu3"
+    assert environment_on_gpu(settings, "MIG-4c0e/1/2", 1)["WORKER_NAME"] == "pod-gpuMIG-4c0e-1-2"
     assert second["STATUS_PORT"] == "9201"
     assert second.items() >= {"PATH": os.environ["PATH"]}.items()
     silent = loaded(monkeypatch, STATUS_PORT="0")
