@@ -286,7 +286,7 @@ class Settings(BaseModel):
     preview_share: float = Field(DEFAULTS.preview_share, ge=0, le=1)
     """Share of the training time that previews at checkpoints and their scores may take; 0 turns
     off all previews, those of the report too"""
-    keep_checkpoints: int | None = Field(DEFAULTS.keep_checkpoints, ge=0)
+    keep_checkpoints: int = Field(1, ge=0)
     """Number of latest checkpoints to keep of a finished job, in addition to the best epoch's; 0
     deletes all"""
     progress_every: float = Field(DEFAULTS.progress_every, gt=0, le=DAY)

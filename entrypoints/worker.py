@@ -62,6 +62,8 @@ def _work(arguments: argparse.Namespace) -> int:
     from adapters.logs.setup import log_uncaught_exceptions, start_logging
     from entrypoints.settings import WorkerSettings, load_settings, log_warnings
 
+    if arguments.json and not arguments.check:
+        raise UserError("--json: has no effect without --check")
     settings = load_settings(kind=WorkerSettings)
     # The check prints each problem itself; its log would repeat them.
     level = "ERROR" if arguments.check else settings.log_level

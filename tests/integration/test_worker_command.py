@@ -153,6 +153,11 @@ def test_sentry_gets_the_workers_name(folder: Path) -> None:
     assert b'"server_name":"atelier-1"' in b"".join(received)
 
 
+def test_a_worker_rejects_json_without_a_check(capsys: pytest.CaptureFixture[str]) -> None:
+    assert worker.main(["--once", "--json"]) == 2
+    assert capsys.readouterr().err == "error: --json: has no effect without --check\n"
+
+
 @pytest.mark.parametrize("name", ["train", "worker", "submit"])
 def test_help_needs_no_heavy_import(name: str) -> None:
     code = (
