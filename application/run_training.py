@@ -263,6 +263,8 @@ def process_job(
     """
     lease = store.lease(record.job.task_id)
     if record.job.is_terminal:
+        if (owner := store.lease_owner(record.job.task_id)) is not None:
+            raise LeaseHeld(owner, store.lease_terms.renew_every)  # it may still write the report
         log.info("task %s: nothing to do, the job is %s", record.job.task_id, record.job.state)
         lease.delete()  # a crashed worker may have left it
         return Ack()

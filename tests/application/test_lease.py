@@ -306,5 +306,6 @@ def test_a_store_that_denies_deletes_fails_no_job(world: World) -> None:
             return reject if name == "delete" else getattr(world.blobs, name)
 
     assert world.worker(blobs=Keeping())(a_task(), StopSignal()) == Ack()
+    world.clock.advance(CONFIG.lease.seconds)
     assert world.worker(blobs=Keeping())(a_task(), StopSignal()) == Ack()
     assert len(world.notifier.final) == 1

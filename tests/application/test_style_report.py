@@ -141,6 +141,25 @@ def test_a_report_that_kills_the_process_kills_one_worker(world: World) -> None:
     assert world.job().attempt == 1, "nothing is trained again"
 
 
+def test_a_redelivery_leaves_the_worker_that_writes_the_report_alone(world: World) -> None:
+    outcomes: list[object] = []
+
+    class Redelivered(MemoryReporter):
+        def render(self, report: Any) -> Any:
+            outcomes.append(world.worker()(a_task(), StopSignal()))
+            world.clock.advance(CONFIG.lease.seconds)
+            return super().render(report)
+
+    assert world.worker(reporter=Redelivered())(a_task(), StopSignal()) == Ack()
+    (outcome,) = outcomes
+    assert isinstance(outcome, RetryLater)
+    assert outcome.elsewhere
+    assert KEYS.report(TASK_ID, "report.html") in world.blobs.blobs
+    assert world.leases() == []
+    assert world.until_settled(a_task()) == Ack()
+    assert len(world.notifier.final) == 1
+
+
 class Stopping:
     """A store that requests a stop as soon as a blob is stored."""
 

@@ -152,6 +152,7 @@ def test_a_rejections_lease_left_by_a_crash_is_deleted_on_redelivery(
     (journal,) = (at for at in world.blobs.blobs if at.name == "journal.json")
     left = KEYS.job(KEYS.recorded_task(journal) or "", "lease.json")
     world.blobs.put(left, foreign_lease(world))
+    world.clock.advance(10.0)
     queue.publish(BAD)
     loop_over(world, queue)(StopSignal(), until_empty=True)
     assert world.leases() == []
