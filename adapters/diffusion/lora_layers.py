@@ -315,10 +315,11 @@ def _dora(
     update = (own.up.flatten(1) @ own.down.flatten(1)).detach().view(layer.weight.shape)
     lengths = _lengths(layer.weight.float() + update)
     wide = (-1, 1, 1) if layer.weight.ndim == 4 else (-1,)
-    factor = (own.magnitude / lengths).to(y.dtype).view(wide)
+    # Subtracted before rounding: 16 bits hold few numbers near 1, and many near 0.
+    extra = (own.magnitude / lengths - 1).to(y.dtype).view(wide)
     plain = y if layer.bias is None else y - layer.bias.view(wide)
     # In this form a factor of 1 leaves the output unchanged, bit for bit.
-    return y + (factor - 1) * plain + factor * change
+    return y + extra * plain + (1 + extra) * change
 
 
 def _lengths(weight: torch.Tensor) -> torch.Tensor:

@@ -161,6 +161,25 @@ def test_an_initial_lora_equals_the_base_bit_for_bit_and_a_trained_one_does_not(
         assert torch.equal(predicted(), plain)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_small_change_of_doras_magnitudes_takes_effect_in_16_bits(
+    base: BaseModel, dtype: torch.dtype
+) -> None:
+    unet = copy.deepcopy(base.unet)
+    torch.nn.Module.to(unet, dtype=dtype)
+    with lora_on(base, unet, use_dora=True) as lora:
+        name, own = next(iter(lora.new_style(0, 1).unet.items()))
+        assert own.magnitude is not None
+        own.magnitude.mul_(1.003)
+        layer = unet.get_submodule(name)
+        x = torch.randn(512, layer.in_features, generator=torch.Generator().manual_seed(3))
+        plain = layer(x.to(dtype)).float()
+        with lora.showing(lora.slot(0)):
+            longer = layer(x.to(dtype)).float()
+    gain = (longer * plain).sum() / plain.square().sum()
+    assert float(gain) == pytest.approx(1.003, abs=3e-4)
+
+
 @pytest.mark.parametrize("options", [{}, {"use_dora": True, "lora_targets": EVERYWHERE}])
 def test_the_models_are_restored_even_if_the_run_fails(
     base: BaseModel, options: dict[str, Any]
