@@ -159,8 +159,9 @@ def _tensor(
 
 
 def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for part in ("base model", "images", "image sizes", "captions"):
-        if found[part] != wanted[part]:
+    for part in ("base model", "network_weights", "images", "image sizes", "captions"):
+        # A checkpoint of a version without ``network_weights`` has none.
+        if found.get(part) != wanted[part]:
             raise CheckpointRejected(f"the checkpoint belongs to another run: other {part}")
     # Parameters that the checkpoint's version did not have yet take their defaults.
     was, now = (_DEFAULTS | run["parameters"] for run in (found, wanted))

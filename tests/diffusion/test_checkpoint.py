@@ -21,6 +21,7 @@ IDENTITY: dict[str, Any] = {
     "image sizes": "s",
     "captions": "c",
     "base model": "b",
+    "network_weights": None,
 }
 STATE = RunState(
     step=7,
@@ -69,10 +70,17 @@ def test_any_truncation_is_detected(length: int) -> None:
         decode_checkpoint(DATA[:length], IDENTITY, 5)
 
 
-@pytest.mark.parametrize("part", ["images", "image sizes", "captions", "base model"])
+@pytest.mark.parametrize(
+    "part", ["images", "image sizes", "captions", "base model", "network_weights"]
+)
 def test_a_checkpoint_of_another_run_is_rejected_with_the_difference(part: str) -> None:
     with pytest.raises(CheckpointRejected, match=f"other {part}"):
         decode_checkpoint(DATA, {**IDENTITY, part: "x"}, 5)
+
+
+def test_a_checkpoint_from_before_network_weights_fits_a_run_without_them() -> None:
+    former = {part: value for part, value in IDENTITY.items() if part != "network_weights"}
+    assert decode_checkpoint(encode_checkpoint(STATE, former), IDENTITY, 5).step == 7
 
 
 def test_a_parameter_that_differs_is_named_with_both_values() -> None:
