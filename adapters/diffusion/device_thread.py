@@ -105,12 +105,6 @@ class DeviceThread(Generic[Run, Report]):
             self._changed.notify_all()
         return done.result()
 
-    @property
-    def waiting(self) -> int:
-        """Number of runs waiting for a step to begin."""
-        with self._changed:
-            return len(self._ready)
-
     def add_run(self, run: Run) -> None:
         """Make the next step wait for this run."""
         with self._changed:

@@ -103,20 +103,21 @@ def test_a_call_does_not_wait_for_a_step_waiting_for_other_runs() -> None:
 
 def test_consecutive_calls_let_a_step_through() -> None:
     """Previews use the device image by image while another run trains."""
-    steps, begun, stepping = Steps(), threading.Event(), threading.Event()
+    steps, begun, arrived = Steps(), threading.Event(), threading.Event()
+
+    class Run(str):
+        def __hash__(self) -> int:
+            arrived.set()  # the thread enters it among the runs that wait for a step
+            return super().__hash__()
 
     def first() -> None:
         begun.set()
-        assert stepping.wait(LONG)
+        assert arrived.wait(LONG)
 
     with served(steps) as thread, ThreadPoolExecutor(2) as pool:
         previews = pool.submit(lambda: (thread.call(first), thread.call(lambda: len(steps.taken))))
         assert begun.wait(LONG)
-        step = pool.submit(thread.step, "a")
-        while not thread.waiting:
-            pass
-        stepping.set()
-        step.result(LONG)
+        pool.submit(thread.step, Run("a")).result(LONG)
         assert previews.result(LONG)[1] == 1
 
 
