@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from adapters.filesystem import FileBlobStore
 from adapters.routing import BlobStoreByScheme
-from application.ports import BlobStore, BlobUnavailable
+from application.ports import BlobStore
+from domain.errors import UserError
 
 if TYPE_CHECKING:
     from adapters.clock import SystemClock
@@ -23,7 +24,8 @@ checkpoint."""
 def open_blobs(
     settings: Settings, clock: SystemClock, *, slots: int = 1, supplies: bool = False
 ) -> BlobStore:
-    """Open the blob store. Object stores are opened lazily, at their first use.
+    """Open the blob store. Object stores are opened lazily, at their first use. Raises
+    ``UserError`` if the library of one is missing.
 
     Args:
         slots: number of jobs processed at the same time.
@@ -31,6 +33,8 @@ def open_blobs(
     """
     if not settings.has_object_store:
         return FileBlobStore(bucket_folders(settings, supplies=supplies))
+    if "gs" in settings.schemes:
+        _require_gcs_library()
     own = {settings.models, settings.state}
     if supplies:
         own.add(settings.images)
@@ -47,6 +51,16 @@ def open_blobs(
         for scheme in settings.schemes
     }
     return BlobStoreByScheme(stores)
+
+
+def _require_gcs_library() -> None:
+    try:
+        import adapters.gcs.store  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"gs:// needs a library that is not installed ({error.name}): "
+            "run pip install 'style-trainer[gcs]'"
+        ) from None
 
 
 def bucket_folders(settings: Settings, *, supplies: bool = False) -> dict[str, Path]:
@@ -85,14 +99,8 @@ def _open_gcs(
     writable: set[str],
     connections: int,
 ) -> BlobStore:
-    try:
-        from adapters.gcs.store import GcsBlobStore
-    except ModuleNotFoundError as error:
-        raise BlobUnavailable(
-            f"gs:// needs a library that is not installed ({error.name}): "
-            "run pip install 'style-trainer[gcs]'"
-        ) from None
     from adapters.gcs.options import GcsOptions
+    from adapters.gcs.store import GcsBlobStore
 
     options = GcsOptions(
         project=settings.gcs_project_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from adapters.memory import MemoryBlobStore
 from domain.errors import UserError
 from domain.location import Bucket, Location
-from entrypoints.check import check, trials
+from entrypoints.bootstrap import open_container
+from entrypoints.check import check, require_fit_store, trials
 from entrypoints.settings import load_settings
 from tests.application.world import World
 from tests.services.settings import make_settings
@@ -131,3 +133,18 @@ def test_a_misspelt_setting_and_a_missing_folder_are_found(
     settings = load_settings(env_file=None)
     with pytest.raises(UserError, match=r"RABBITMQ_HOSTNAME .*did you mean RABBITMQ_HOST\?"):
         named(container(settings=lambda: settings), "settings")()
+
+
+@pytest.mark.parametrize("state", ["gs://state", "s3://state"])
+def test_a_worker_does_not_start_without_the_library_of_a_configured_store(
+    monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    for module in ("adapters.gcs.store", "adapters.gcs.client"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
+    settings = make_settings(gcs_bucket_name="media", state_bucket_name=state)
+    with (
+        open_container(settings) as worker,
+        pytest.raises(UserError, match=r"pip install 'style-trainer\[gcs\]'"),
+    ):
+        require_fit_store(worker)
