@@ -10,7 +10,14 @@ from functools import partial
 
 from application.journal import JobRecord
 from application.lease import Lease
-from application.ports import Clock, Notifier, NotifierRejected, NotifierUnavailable
+from application.ports import (
+    BlobDenied,
+    Clock,
+    Notifier,
+    NotifierRejected,
+    NotifierUnavailable,
+    Unavailable,
+)
 from application.retry import backoff, retry, sleep
 from application.settlement import Ack, DeadLetter, Requeue, Settlement
 from application.stop_signal import StopSignal
@@ -88,7 +95,8 @@ class OutcomeNotifier:
                 break
         # If this is not recorded, the next attempt repeats the call. So retry without a limit and
         # ignore ``stop``: SHUTDOWN_TIMEOUT ends the process anyway.
-        retry(partial(record.apply, record.job.finish()), self.clock, StopSignal(), math.inf)
+        finish, errors = partial(record.apply, record.job.finish()), (Unavailable, BlobDenied)
+        retry(finish, self.clock, StopSignal(), math.inf, errors)
         return Ack()
 
     def _too_late(self, stop: StopSignal) -> bool:

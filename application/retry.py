@@ -44,21 +44,24 @@ def backoff(
 
 
 def retry(
-    call: Callable[[], T], clock: Clock, stop: StopSignal, timeout: float = RETRY_SECONDS
+    call: Callable[[], T],
+    clock: Clock,
+    stop: StopSignal,
+    timeout: float = RETRY_SECONDS,
+    errors: tuple[type[Exception], ...] = (Unavailable,),
 ) -> T:
-    """Retry ``call`` while it raises ``Unavailable``, for ``timeout`` seconds or until ``stop``.
-
-    Raises:
-        Unavailable: the last failure.
+    """Retry ``call`` while it raises one of ``errors``, for ``timeout`` seconds or until ``stop``;
+    then raise the last one.
     """
     deadline = clock.monotonic() + timeout
     retries = 0
     while True:
         try:
             return call()
-        except Unavailable as error:
+        except errors as error:
             # Not longer, even with ``Retry-After``: a finished training waits for the call.
-            pause = min(backoff(retries, error.retry_after), MAX_RETRY_PAUSE)
+            asked = error.retry_after if isinstance(error, Unavailable) else None
+            pause = min(backoff(retries, asked), MAX_RETRY_PAUSE)
             if stop.reason is not None or clock.monotonic() + pause > deadline:
                 raise
             log.warning("retrying in %.0f s: %s", pause, error)

@@ -11,11 +11,17 @@ import pytest
 from application.journal import JobRecord
 from application.lease import LeaseLost
 from application.notify_outcome import MAX_CALL_SECONDS, OutcomeNotifier
-from application.ports import BlobUnavailable, NotifierRejected, NotifierUnavailable
+from application.ports import (
+    BlobDenied,
+    BlobUnavailable,
+    NotifierRejected,
+    NotifierUnavailable,
+)
 from application.settlement import Ack, DeadLetter, Requeue
 from application.stop_signal import StopReason, StopSignal
 from domain.failure import Failure, FailureCode
 from domain.job import JobState, TrainingJob
+from domain.location import Location
 from tests.application.world import TASK_ID, World
 
 
@@ -123,6 +129,26 @@ def test_a_call_that_may_not_have_arrived_is_repeated(world: World, arrived: boo
     backend = ScriptedNotifier(away(), arrived=arrived)
     assert notify(world, backend) == Ack()
     assert len(backend.tasks) == 2
+
+
+@pytest.mark.parametrize("error", [BlobUnavailable("503"), BlobDenied("403")])
+def test_an_accepted_call_is_recorded_once_the_store_is_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The next delivery would repeat a call that is not recorded."""
+    backend, put, failures = ScriptedNotifier(), world.blobs.put, [error] * 20
+
+    def failing_after_the_call(at: Location, *content: Any, **options: Any) -> str:
+        if backend.tasks and failures:
+            raise failures.pop()
+        return put(at, *content, **options)
+
+    record = failing(world)
+    monkeypatch.setattr(world.blobs, "put", failing_after_the_call)
+    assert notify(world, backend, record=record) == Ack()
+    assert not failures
+    assert len(backend.tasks) == 1
+    assert world.job().state is JobState.FAILED
 
 
 def test_a_rejection_is_not_repeated(world: World) -> None:
