@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from adapters.common.gpu_reading import GpuReading
@@ -15,13 +15,16 @@ T = TypeVar("T")
 
 
 class GpuReader:
-    """Reads every GPU that the driver lists. May be called from any thread.
+    """Reads the GPUs of this process. May be called from any thread.
 
     Args:
+        visible: the GPUs of CUDA_VISIBLE_DEVICES, by number or by the beginning of the UUID. If it
+            is None or names none that the driver lists (such as MIG), every GPU is read.
         nvml: the module ``pynvml`` or a substitute; None to import it.
     """
 
-    def __init__(self, nvml: Any = None) -> None:
+    def __init__(self, visible: Sequence[str] | None = None, nvml: Any = None) -> None:
+        self._visible = tuple(visible or ())
         self._given = nvml
         self._nvml: Any = None
         self._absent = False
@@ -34,7 +37,9 @@ class GpuReader:
             if nvml is None:
                 return []
             try:
-                return [self._read(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
+                every = range(nvml.nvmlDeviceGetCount())
+                own = [index for index in every if self._is_visible(nvml, index)]
+                return [self._read(nvml, index) for index in own or every]
             except nvml.NVMLError as error:
                 log.debug("the GPUs cannot be read: %s", error)
                 return []
@@ -52,6 +57,12 @@ class GpuReader:
                 self._nvml = nvml
         return self._nvml
 
+    def _is_visible(self, nvml: Any, index: int) -> bool:
+        if not self._visible or str(index) in self._visible:
+            return True
+        uuid = _text(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(index)))
+        return any(uuid.startswith(name) for name in self._visible)
+
     def _read(self, nvml: Any, index: int) -> GpuReading:
         card = nvml.nvmlDeviceGetHandleByIndex(index)
 
@@ -67,7 +78,7 @@ class GpuReader:
         milliwatts = ask(lambda: nvml.nvmlDeviceGetPowerUsage(card))
         return GpuReading(
             index=index,
-            name=name.decode() if isinstance(name, bytes) else name,
+            name=_text(name),
             memory_used=None if memory is None else memory.used,
             memory_total=None if memory is None else memory.total,
             utilization=None if rates is None else rates.gpu / 100,
@@ -76,6 +87,11 @@ class GpuReader:
             ),
             power=None if milliwatts is None else milliwatts / 1000,
         )
+
+
+def _text(value: str | bytes) -> str:
+    """Text of NVML; older versions of the library return bytes."""
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _import_nvml() -> Any:

@@ -18,6 +18,7 @@ from adapters.status_page.state import WorkerState
 from application.circuit_breaker import CircuitBreaker
 from entrypoints.bootstrap import Container
 from entrypoints.connections import queue_place
+from entrypoints.settings import visible_gpus
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def serving(container: Container) -> Iterator[None]:
         AddressTaken: STATUS_HOST and STATUS_PORT cannot be listened on.
     """
     settings, metrics, state = container.settings(), container.metrics(), container.worker_state()
-    read_gpus = GpuReader()
+    read_gpus = GpuReader(visible_gpus())
     GpuCollector(read_gpus, metrics.registry)
     gauges = DepthGauges(container.queue_depths(), metrics, container.clock().monotonic)
     sources = Sources(

@@ -25,10 +25,10 @@ _FIGURES = (
 
 
 class GpuCollector(Collector):
-    """Gauges of every GPU; none on a machine without GPUs.
+    """Gauges of the GPUs; none on a machine without GPUs.
 
     Args:
-        read: returns the current readings of every GPU.
+        read: returns the current readings of the GPUs.
     """
 
     def __init__(

@@ -44,6 +44,8 @@ class Nvml:
             return args[0]
         if name == "nvmlDeviceGetName":
             return ["NVIDIA H100", b"NVIDIA T4"][args[0]]
+        if name == "nvmlDeviceGetUUID":
+            return ["GPU-8f1a-4c0e", b"GPU-9b2c-55d1"][args[0]]
         if args[0] == 1:
             raise NvmlError("not supported")
         return {
@@ -55,7 +57,7 @@ class Nvml:
 
 
 def test_a_gpu_is_read_in_base_units_as_far_as_it_can() -> None:
-    assert GpuReader(Nvml())() == [
+    assert GpuReader(nvml=Nvml())() == [
         GpuReading(
             index=0,
             name="NVIDIA H100",
@@ -69,15 +71,35 @@ def test_a_gpu_is_read_in_base_units_as_far_as_it_can() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("visible", "read"),
+    [
+        (None, [0, 1]),
+        (("0",), [0]),
+        (("1",), [1]),
+        (("1", "0"), [0, 1]),
+        (("GPU-8f1a-4c0e",), [0]),
+        (("GPU-9b",), [1]),
+        (("MIG-4c0e/1/2",), [0, 1]),
+        ((), [0, 1]),
+    ],
+    ids=str,
+)
+def test_only_the_gpus_of_this_process_are_read_if_it_names_them(
+    visible: tuple[str, ...] | None, read: list[int]
+) -> None:
+    assert [card.index for card in GpuReader(visible, Nvml())()] == read
+
+
 def test_a_machine_without_a_driver_has_no_gpus_and_is_queried_once() -> None:
     nvml = Nvml(starts=False)
-    reader = GpuReader(nvml)
+    reader = GpuReader(nvml=nvml)
     assert reader() == [] == reader()
     assert nvml.begun == 1
 
 
 def test_a_lost_gpu_is_no_error() -> None:
-    assert GpuReader(Nvml(falls_off=True))() == []
+    assert GpuReader(nvml=Nvml(falls_off=True))() == []
 
 
 def test_the_fake_has_the_names_of_the_library() -> None:
@@ -87,6 +109,7 @@ def test_the_fake_has_the_names_of_the_library() -> None:
         "nvmlDeviceGetCount",
         "nvmlDeviceGetHandleByIndex",
         "nvmlDeviceGetName",
+        "nvmlDeviceGetUUID",
         "nvmlDeviceGetMemoryInfo",
         "nvmlDeviceGetUtilizationRates",
         "nvmlDeviceGetPowerUsage",

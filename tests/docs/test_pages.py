@@ -22,8 +22,8 @@ COMMANDS_IN = [*GUIDES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 NOT_OURS = {
     # Of tools that the guides use.
     *("CI", "IMAGE", "FOLDER", "PWD", "RUNPOD_API_KEY", "PODID", "COMMIT", "PASSWORD", "TASK_ID"),
-    # Of the image's build.
     "CUDA_VISIBLE_DEVICES",
+    # Of the image's build.
     *("VARIANT", "MODEL", "BASE_MODEL_HUB", "BASE_MODEL_REVISION", "TORCH_CUDA_INDEX"),
     *("HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE"),
     # Words of the broker and of logs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,12 +20,15 @@ from adapters.status_page.state import WorkerState
 from application.circuit_breaker import CircuitBreaker
 from application.ports import QueueUnavailable
 from application.stop_signal import StopReason, StopSignal
+from entrypoints.bootstrap import open_container
 from entrypoints.status import (
     OLD_SECONDS,
     broker_check,
     model_check,
+    serving,
     work_check,
 )
+from tests.adapters.test_nvml import Nvml
 from tests.services.settings import make_settings
 
 
@@ -135,3 +139,20 @@ def test_polling_starts_at_once_and_never_delays_shutdown() -> None:
         assert reached.wait(5)
     assert gauges.age is None
     never.set()
+
+
+@pytest.mark.parametrize(("visible", "known"), [("0", 80 * 2**30), ("1", None)])
+def test_a_worker_shows_the_gpus_of_cuda_visible_devices_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, known: int | None
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with (
+        open_container(make_settings(spool_dir=tmp_path, status_port=0)) as container,
+        serving(container),
+    ):
+        labels = {"gpu": "0", "model": "NVIDIA H100"}
+        shown = container.metrics().registry.get_sample_value(
+            "style_trainer_gpu_memory_total_bytes", labels
+        )
+        assert shown == known
