@@ -87,8 +87,7 @@ def main() -> None:
             del bench
             gc.collect()
         if "job" in options.parts:
-            for row in attempts(lambda: whole_job(options, device, folder), "whole job"):
-                note("job", row)
+            whole_job(options, device, folder, lambda row: note("job", row))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from adapters.diffusion.execution import choose_execution
 from entrypoints.cli import version
 
 
@@ -34,6 +33,8 @@ def facts(device: torch.device) -> dict[str, Any]:
 
 def matmul_limit(device: torch.device, side: int = 8192, seconds: float = 1.0) -> float:
     """Upper limit of speed: TFLOP/s of large matrix products in the training precision."""
+    from adapters.diffusion.execution import choose_execution
+
     cuda = device.type == "cuda"
     side = side if cuda else 256
     dtype = choose_execution(device).dtype

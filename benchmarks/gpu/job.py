@@ -11,39 +11,61 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 
-from adapters.diffusion.base.model import load_base
-from adapters.diffusion.execution import choose_execution
-from adapters.diffusion.preview import STEPS
-from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from adapters.images.folder import find_images
-from benchmarks.full_size import RESOLUTION, full_size_base, save_base
-from benchmarks.gpu.bench import RANK
 from benchmarks.gpu.facts import gib, wait_for
 from benchmarks.images import drawn_images, read_images
 from domain.loss_curve import EpochRecord
 from domain.parameters import TrainingParameters
 from domain.training_plan import TrainingPlan
-from entrypoints.models import SMALL_BASE
+from entrypoints.models import SMALL_BASE, STANDARD_RESOLUTION, import_libraries
+
+if TYPE_CHECKING:
+    from adapters.diffusion.trainer import DiffusionTrainer
+
+ROWS = ("whole job", "checkpoint and previews", "next job")
 
 
-def whole_job(options: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, Any]:
-    """The row of a job of 20 images, and of a second one on the same base model.
+def whole_job(
+    options: argparse.Namespace,
+    device: torch.device,
+    folder: Path,
+    note: Callable[[dict[str, Any]], None],
+) -> None:
+    """Measure a job of 20 images and what follows it, on one base model. Each row is noted as
+    soon as it is measured."""
+    from benchmarks.gpu.bench import attempts  # not in the job's own process
+
+    rows = _rows_of_process(options, device, folder)
+    for name in ROWS:
+        for row in attempts(partial(next, rows), name):
+            note(row)
+            if "error" in row:
+                return
+
+
+def _rows_of_process(
+    options: argparse.Namespace, device: torch.device, folder: Path
+) -> Iterator[dict[str, Any]]:
+    """The rows that the job's process prints. Its errors and warnings go to this one's output.
 
     Raises:
-        RuntimeError: the process failed; with the end of its output.
+        RuntimeError: the process failed.
     """
     base, images = SMALL_BASE, folder / "job"
     if not options.tiny:
+        from benchmarks.full_size import full_size_base, save_base
+
         base = folder / "base"
         save_base(full_size_base(device, torch.float16), base)
         if device.type == "cuda":
@@ -51,54 +73,57 @@ def whole_job(options: argparse.Namespace, device: torch.device, folder: Path) -
     drawn_images(images, 20)
     command = [sys.executable, "-m", "benchmarks.gpu.job", str(base), str(images)]
     command += ["--device", str(device), "--epochs", str(options.epochs)]
-    command += ["--resolution", str(64 if options.tiny else RESOLUTION)]
-    command += ["--preview-steps", str(2 if options.tiny else STEPS)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-300:])
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return row
+    if options.tiny:
+        command += ["--resolution", "64", "--preview-steps", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield from (json.loads(line) for line in process.stdout if line.startswith("{"))
+    raise RuntimeError(f"the job's process ended with exit status {process.returncode}")
 
 
 def main() -> None:
-    """Run the jobs and print the row."""
-    imported = _age()
+    """Run the jobs and print the rows."""
     parser = argparse.ArgumentParser(description="Time a whole job.")
     parser.add_argument("base", type=Path, help="a diffusers folder")
     parser.add_argument("images", type=Path, help="a folder of images and captions")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--resolution", type=int, default=RESOLUTION)
-    parser.add_argument("--preview-steps", type=int, default=STEPS)
+    parser.add_argument("--resolution", type=int, default=STANDARD_RESOLUTION)
+    parser.add_argument("--preview-steps", type=int)
     options = parser.parse_args()
+    import_libraries()
+    from adapters.diffusion.base.model import load_base
+    from adapters.diffusion.lean_imports import lean
+    from adapters.diffusion.preview import STEPS
+    from adapters.diffusion.trainer import DiffusionTrainer
+
+    imported = _age()
     device = torch.device(options.device)
-    execution = choose_execution(device)
-    base = load_base(str(options.base))
-    trainer = DiffusionTrainer(
-        base, decode, device, execution=execution, preview_steps=options.preview_steps
-    )
+    base = lean(lambda: load_base(str(options.base)))
+    preview_steps = options.preview_steps or STEPS
+    trainer = DiffusionTrainer(base, decode, device, preview_steps=preview_steps)
     wait_for(device)
     loaded = _age()
     folder: Path = options.images
     images = read_images(folder / name for name in find_images(folder))
-    parameters = TrainingParameters(
-        epochs=options.epochs, resolution=options.resolution, rank=RANK
-    )
+    parameters = TrainingParameters(epochs=options.epochs, resolution=options.resolution)
     plan = TrainingPlan(style_id=1, images=images, tags=(), parameters=parameters)
-    row = {
+    facts = {
         "images": len(images),
         "epochs": options.epochs,
         "imports_s": round(imported, 2),
         "load_base_s": round(loaded - imported, 2),
-        **_first(trainer, plan, device, loaded),
-        **_second(trainer, plan, device),
     }
-    print(json.dumps(row))
+    for row in _first(trainer, plan, device, loaded):
+        print(json.dumps(facts | row), flush=True)
+        facts = {}
+    print(json.dumps(_second(trainer, plan, device)), flush=True)
 
 
 def _first(
     trainer: DiffusionTrainer, plan: TrainingPlan, device: torch.device, loaded: float
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
+    """The job's row, then the row of a checkpoint and previews."""
     with trainer.open(plan, None) as session:
         wait_for(device)
         opened = _age()
@@ -108,7 +133,7 @@ def _first(
                 ends.append(_age())
         weights = session.weights()
         ended = _age()
-        return {
+        yield {
             "encode_s": round(opened - loaded, 2),
             "train_s": round(ended - opened, 2),
             **_epochs(session.history, ends),
@@ -118,6 +143,8 @@ def _first(
             "peak_gib": gib(session.peak_memory),
             "weights_bytes": len(weights),
             "last_loss": session.history[-1].loss,
+        }
+        yield {
             "checkpoint_s": _timed(session.checkpoint, device),
             # The second round is timed: the first one chooses algorithms.
             "previews": len(session.previews(with_lora=True)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def device_tables(results: dict[str, Any]) -> str:
             [_styles_row(row) for row in rows if "styles" in row],
         ),
         "".join(_cost(row) for row in rows if row["name"] == "measured losses and scores"),
-        "".join(_job(row) for row in rows if row["name"] == "whole job"),
+        _paragraph(_job(row) for row in rows if row["part"] == "job"),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -107,24 +107,40 @@ def _cost(row: dict[str, Any]) -> str:
 
 
 def _job(row: dict[str, Any]) -> str:
+    """Sentences for a row of the job. In older files one row has all figures, or lacks some."""
     if "error" in row:
-        return f"A whole job failed: {row['error']}\n"
-    epochs = ""
-    if "first_epoch_s" in row:  # missing in older files
-        epochs = (
-            f" The first epoch takes {row['first_epoch_s']} s, a later one {row['epoch_s']} s, or "
+        return f"{row['name'].capitalize()} failed: {row['error']}"
+    sentences = []
+    if "total_s" in row:
+        sentences.append(
+            f"A whole job of {row['images']} images and {row['epochs']} epochs, {row['steps']} "
+            f"steps, in a process of its own: {row['total_s']} s from the process's start to "
+            f"weights, of these {row['imports_s']} s to import, {row['load_base_s']} s to load "
+            f"the base, {row['encode_s']} s to encode, {row['train_s']} s to train; at most "
+            f"{row['peak_gib']} GiB."
+        )
+    if "first_epoch_s" in row:
+        sentences.append(
+            f"The first epoch takes {row['first_epoch_s']} s, a later one {row['epoch_s']} s, or "
             f"{row['measured_epoch_s']} s with a measurement of the loss."
         )
-    return (
-        f"A whole job of {row['images']} images and {row['epochs']} epochs, {row['steps']} "
-        f"steps, in a process of its own: {row['total_s']} s from the process's start to weights, "
-        f"of these {row['imports_s']} s to import, {row['load_base_s']} s to load the base, "
-        f"{row['encode_s']} s to encode, {row['train_s']} s to train; at most "
-        f"{row['peak_gib']} GiB.{epochs} A checkpoint takes {row['checkpoint_s']} s, a round of "
-        f"{row['previews']} previews {row['previews_s']} s. The process's next job is open, its "
-        f"images encoded, after {row['second_job_open_s']} s, and its first step takes "
-        f"{row['second_job_first_step_s']} s.\n"
-    )
+    if "checkpoint_s" in row:
+        sentences.append(
+            f"A checkpoint takes {row['checkpoint_s']} s, a round of {row['previews']} previews "
+            f"{row['previews_s']} s."
+        )
+    if "second_job_open_s" in row:
+        sentences.append(
+            f"The process's next job is open, its images encoded, after "
+            f"{row['second_job_open_s']} s, and its first step takes "
+            f"{row['second_job_first_step_s']} s."
+        )
+    return " ".join(sentences)
+
+
+def _paragraph(sentences: Iterable[str]) -> str:
+    text = " ".join(sentences)
+    return text and f"{text}\n"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -17,6 +17,7 @@ from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.execution import ExecutionOptions
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu.bench import MAX_WAIT, Bench, prepare
+from benchmarks.gpu.job import whole_job
 from benchmarks.gpu.kernels import kernels_of_step
 from benchmarks.gpu.results import kept_results
 from benchmarks.gpu.speed import count_flop, measure_recipe
@@ -58,9 +59,10 @@ def test_every_row_runs(rehearsed: dict[str, Any]) -> None:
     (styles,) = (row for row in rows if "styles" in row)
     assert (styles["styles"], styles["in_one_pass"]) == (2, 2)
     assert (styles["recordings"], styles["still_recorded"]) == (1, True)
-    cost, job = rows[-2:]
+    cost, job, after, following = rows[-4:]
     assert (cost["name"], cost["scored_rounds"]) == ("measured losses and scores", 0)
-    assert job["name"] == "whole job"
+    assert (job["name"], after["previews"]) == ("whole job", 4)
+    assert following["second_job_open_s"] > 0
     assert job["steps"] == 20
     phases = ("imports_s", "load_base_s", "encode_s", "train_s")
     assert job["total_s"] == pytest.approx(sum(job[phase] for phase in phases), abs=0.1)
@@ -69,11 +71,15 @@ def test_every_row_runs(rehearsed: dict[str, Any]) -> None:
 @pytest.mark.integration
 def test_the_tables_have_every_row(rehearsed: dict[str, Any], tmp_path: Path) -> None:
     tables = device_tables(rehearsed)
-    for row in rehearsed["rows"][:-2]:
+    rows = rehearsed["rows"]
+    for row in rows[:-4]:
         assert f"| {row['steps_per_s' if 'batch' in row else 'images_per_s']} |" in tables
-    assert f"differ by {rehearsed['rows'][-2]['ratio'] - 1:.1%} (" in tables
-    assert f"{rehearsed['rows'][-1]['total_s']} s from the process's start to weights" in tables
-    assert f"The first epoch takes {rehearsed['rows'][-1]['first_epoch_s']} s" in tables
+    cost, job, after, following = rows[-4:]
+    assert f"differ by {cost['ratio'] - 1:.1%} (" in tables
+    assert f"{job['total_s']} s from the process's start to weights" in tables
+    assert f"The first epoch takes {job['first_epoch_s']} s" in tables
+    assert f"A checkpoint takes {after['checkpoint_s']} s" in tables
+    assert f"its first step takes {following['second_job_first_step_s']} s" in tables
     (tmp_path / "card.json").write_text(json.dumps(rehearsed), "utf-8")
     (tmp_path / "cpu.json").write_text("{}", "utf-8")
     assert gpu_tables(tmp_path) == tables
@@ -119,8 +125,34 @@ def test_runs_that_are_measured_together_wait_for_one_another(
     assert waits == [MAX_WAIT, MAX_WAIT]
 
 
+def test_a_jobs_row_is_noted_before_what_follows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = tmp_path / "python"
+    job.write_text("#!/bin/sh\necho '{\"total_s\": 1.5}'\necho it broke >&2\nexit 3\n")
+    job.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(job))
+    rows: list[dict[str, Any]] = []
+    options = argparse.Namespace(tiny=True, epochs=1)
+    whole_job(options, torch.device("cpu"), tmp_path, rows.append)
+    assert rows == [
+        {"name": "whole job", "total_s": 1.5},
+        {
+            "name": "checkpoint and previews",
+            "error": "RuntimeError: the job's process ended with exit status 3",
+        },
+    ]
+    assert "it broke" in capfd.readouterr().err
+
+
 def test_styles_that_were_not_recorded_are_marked() -> None:
-    row = {"name": "styles at once", "styles": 4, "in_one_pass": 4, "images_per_s": 9.5}
+    row = {
+        "part": "styles",
+        "name": "styles at once",
+        "styles": 4,
+        "in_one_pass": 4,
+        "images_per_s": 9.5,
+    }
     row |= {"times_one_at_a_time": 0.9, "recordings": 0, "still_recorded": False}
     card = {"device": "card", "memory_gib": 8, "versions": {}, "matmul_tflops": 1.0, "rows": [row]}
     assert "| 4 | 4, eager | 9.5 | 0.9 |" in device_tables(card)
@@ -162,14 +194,14 @@ def test_a_failed_row_says_so_and_affects_no_other(tmp_path: Path) -> None:
         "versions": {"torch": "2"},
         "matmul_tflops": 100.0,
         "rows": [
-            {"batch": 8, **failed},
-            {"styles": 4, **failed},
-            {**failed, "name": "whole job"},
+            {"part": "speed", "batch": 8, **failed},
+            {"part": "styles", "styles": 4, **failed},
+            {**failed, "part": "job", "name": "whole job"},
         ],
     }
     tables = device_tables(results)
     assert "| + CUDA graphs | OutOfMemoryError |" in tables
     assert "| 8 | - | - |" in tables
     assert "| 4 | OutOfMemoryError |" in tables
-    assert "A whole job failed: OutOfMemoryError: CUDA out of memory" in tables
+    assert "Whole job failed: OutOfMemoryError: CUDA out of memory" in tables
     assert gpu_tables(tmp_path) == NOTHING
