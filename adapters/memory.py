@@ -219,14 +219,16 @@ class MemoryQueue:
         with self._lock:
             self._settle(delivery)
 
-    def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
+    def retry_later(
+        self, delivery: Delivery, delay: float, reason: str, *, counts: bool = True
+    ) -> None:
         """Put the message at the end, invisible for ``delay`` seconds."""
         with self._lock:
             self._settle(delivery)
             visible_at = self._clock.monotonic() + delay
             log.info("a message waits for %.0f s: %s", delay, reason)
             self._waiting.append(
-                _Waiting(delivery.body, delivery.retries + 1, visible_at=visible_at)
+                _Waiting(delivery.body, delivery.retries + counts, visible_at=visible_at)
             )
 
     def dead_letter(

@@ -101,12 +101,14 @@ class SpoolQueue:
             held.path.unlink()
             self._state_path(held.path).unlink(missing_ok=True)
 
-    def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
+    def retry_later(
+        self, delivery: Delivery, delay: float, reason: str, *, counts: bool = True
+    ) -> None:
         """Hide the file for ``delay`` seconds of the wall clock."""
         with self._settling(delivery) as held:
             log.info("message %s will be retried in %.0f s: %s", held.path.name, delay, reason)
             not_before = self._clock.now().timestamp() + delay
-            self._note(held.path, _State(held.state.stamp, delivery.retries + 1, not_before))
+            self._note(held.path, _State(held.state.stamp, delivery.retries + counts, not_before))
 
     def dead_letter(
         self, delivery: Delivery, reason: str, details: Mapping[str, str] | None = None

@@ -57,7 +57,7 @@ class Delivery:
     """The delivery's identifier within its queue."""
     body: bytes
     retries: int = 0
-    """Number of earlier ``retry_later`` calls for this message."""
+    """Number of earlier ``retry_later`` calls for this message that count."""
     redelivered: bool = False
 
 
@@ -88,8 +88,14 @@ class Queue(Protocol):
     def acknowledge(self, delivery: Delivery) -> None:
         """Remove the processed message."""
 
-    def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
-        """Deliver the message again after ``delay`` seconds, with ``retries`` one higher."""
+    def retry_later(
+        self, delivery: Delivery, delay: float, reason: str, *, counts: bool = True
+    ) -> None:
+        """Deliver the message again after ``delay`` seconds.
+
+        Args:
+            counts: whether ``retries`` is one higher then.
+        """
 
     def dead_letter(
         self, delivery: Delivery, reason: str, details: Mapping[str, str] | None = None

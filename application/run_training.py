@@ -24,7 +24,7 @@ from application.ports import (
     TrainingSession,
     Unavailable,
 )
-from application.retry import backoff, retry
+from application.retry import MAX_PAUSE, backoff, retry
 from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
 from application.slots import AdmissionQueue
 from application.stop_signal import Stopped, StopReason, StopSignal
@@ -296,15 +296,16 @@ def settlement_after(
         case Stopped():
             return Requeue()
         case LeaseHeld():
-            return RetryLater(error.retry_after, str(error), elsewhere=True)
+            return RetryLater(error.retry_after, str(error), counts=False, elsewhere=True)
         case LeaseLost():
-            return RetryLater(config.lease.seconds, str(error), elsewhere=True)
+            return RetryLater(config.lease.seconds, str(error), counts=False, elsewhere=True)
         case Unavailable():
             if stop.reason is StopReason.SHUTDOWN:
                 return Requeue()
-            return RetryLater(backoff(retries, error.retry_after), str(error))
+            pause = backoff(retries, error.retry_after)
+            return RetryLater(pause, str(error), counts=backoff(retries) < MAX_PAUSE)
         case RecordNewer():
-            return RetryLater(backoff(retries), str(error))
+            return RetryLater(backoff(retries), str(error), counts=backoff(retries) < MAX_PAUSE)
         case BlobDenied() | RecordDamaged():
             # Retry, since both may be temporary: a denied bucket affects every task, and a proxy's
             # error page in place of the store's response looks like a damaged record.

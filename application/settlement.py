@@ -17,6 +17,9 @@ class RetryLater:
 
     delay: float
     reason: str
+    counts: bool = True
+    """Whether it counts towards the retries after which some errors are final. Waiting for another
+    worker does not; waiting for a dependency does until the delay has reached its maximum."""
     elsewhere: bool = False
     """Another delivery of the same task is being processed."""
     device_broken: bool = False

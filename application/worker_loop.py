@@ -98,7 +98,9 @@ class WorkerLoop:
             task, task_id = error, invalid_task_id(delivery.body)
         if self.active.setdefault(task_id, delivery) is not delivery:
             reason = "this worker is processing another delivery of the task"
-            settlement: Settlement = RetryLater(DUPLICATE_SECONDS, reason, elsewhere=True)
+            settlement: Settlement = RetryLater(
+                DUPLICATE_SECONDS, reason, counts=False, elsewhere=True
+            )
             self._settle(delivery, settlement)
             self.events(MessageSettled(task_id=None, settlement=settlement))
             return settlement
@@ -131,9 +133,9 @@ class WorkerLoop:
             match settlement:
                 case Ack():
                     self.queue.acknowledge(delivery)
-                case RetryLater(delay, reason):
+                case RetryLater(delay, reason, counts):
                     log.warning("the message will be retried: %s", reason)
-                    self.queue.retry_later(delivery, delay, reason)
+                    self.queue.retry_later(delivery, delay, reason, counts=counts)
                 case DeadLetter(reason, details):
                     log.error("message moved to the dead letters: %s", reason)
                     self.queue.dead_letter(delivery, reason, details)

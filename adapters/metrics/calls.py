@@ -146,10 +146,12 @@ class MeteredQueue:
         with self._settling("acknowledged"):
             self._inner.acknowledge(delivery)
 
-    def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
+    def retry_later(
+        self, delivery: Delivery, delay: float, reason: str, *, counts: bool = True
+    ) -> None:
         """Delay the message for a retry, and count it."""
         with self._settling("retried"):
-            self._inner.retry_later(delivery, delay, reason)
+            self._inner.retry_later(delivery, delay, reason, counts=counts)
 
     def dead_letter(
         self, delivery: Delivery, reason: str, details: Mapping[str, str] | None = None

@@ -48,7 +48,7 @@ def new_task() -> BasicProperties:
 
 
 def retries(properties: BasicProperties) -> int:
-    """How often the message was delayed for a retry."""
+    """How often the message was delayed for a retry that counts."""
     count = (properties.headers or {}).get(RETRIES)
     return count if type(count) is int and count >= 0 else 0
 
@@ -65,9 +65,9 @@ def copy(properties: BasicProperties) -> BasicProperties:
     return _passed_on(properties, {key: headers[key] for key in _OURS if key in headers})
 
 
-def delayed(properties: BasicProperties, reason: str) -> BasicProperties:
-    """Properties of a delayed message: one more retry."""
-    ours = {RETRIES: retries(properties) + 1, REASON: _cut(reason, MAX_REASON)}
+def delayed(properties: BasicProperties, reason: str, *, counts: bool = True) -> BasicProperties:
+    """Properties of a delayed message: one more retry if it counts."""
+    ours = {RETRIES: retries(properties) + counts, REASON: _cut(reason, MAX_REASON)}
     return _passed_on(properties, ours)
 
 

@@ -69,11 +69,15 @@ class RabbitQueue:
         """Acknowledge the message."""
         self._settle(delivery, lambda session: session.acknowledge(delivery.id))
 
-    def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
+    def retry_later(
+        self, delivery: Delivery, delay: float, reason: str, *, counts: bool = True
+    ) -> None:
         """Move the message to the retry queue with the next longer delay."""
         queue = self._topology.retry(delay)
         log.info("message moved to retry queue %s: %s", queue, reason)
-        self._move(delivery, queue, partial(message_properties.delayed, reason=reason))
+        self._move(
+            delivery, queue, partial(message_properties.delayed, reason=reason, counts=counts)
+        )
 
     def dead_letter(
         self, delivery: Delivery, reason: str, details: Mapping[str, str] | None = None

@@ -24,6 +24,7 @@ from application.notify_outcome import MAX_CALL_SECONDS
 from application.ports import (
     Blob,
     BlobDenied,
+    BlobUnavailable,
     Delivery,
     DeliveryLost,
     NotifierUnavailable,
@@ -128,6 +129,35 @@ def test_a_duplicate_of_an_active_task_is_retried_later_and_not_observed_as_a_jo
     assert isinstance(duplicate.settlement, RetryLater)
     assert seen[2:] == [MessageSettled(task_id=TASK_ID, settlement=Ack())]
     assert len(queue.waiting) == 1, "it is looked at again later"
+
+
+def test_a_message_that_waited_for_another_worker_or_a_store_still_has_retries(
+    world: World, queue: MemoryQueue
+) -> None:
+    def rounds(number: int) -> None:
+        for _ in range(number):
+            loop_over(world, queue)(StopSignal(), until_empty=True)
+            world.clock.advance(600)
+
+    def fail(error: Exception) -> Any:
+        def get(*_: Any, **_options: Any) -> Blob:
+            raise error
+
+        return get
+
+    queue.publish(encode_task(a_task()))
+    lease = world.lease("busy")
+    lease.acquire(StopSignal())
+    with world.clock.every(1.0, lease.renew):
+        rounds(2 * CONFIG.max_retries)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.blobs, "get", fail(BlobUnavailable("503")))
+        rounds(2 * CONFIG.max_retries)
+        patch.setattr(world.blobs, "get", fail(BlobDenied("403")))
+        rounds(1)
+    assert queue.dead == []
+    rounds(1)
+    assert world.job().state is JobState.COMPLETED
 
 
 def test_every_log_line_about_a_message_carries_its_task_id(

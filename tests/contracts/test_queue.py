@@ -205,6 +205,16 @@ def test_a_message_retried_later_comes_after_its_delay_and_counts(harness: Harne
         harness.advance(5.0)
 
 
+def test_a_retry_that_does_not_count_leaves_the_count(harness: Harness) -> None:
+    harness.queue.publish(b"{}")
+    harness.retry_later(harness.receive(), 1.0, "the store is unavailable")
+    for _ in range(2):
+        harness.advance(1.0)
+        waiting = harness.receive()
+        assert waiting.retries == 1
+        harness.queue.retry_later(waiting, harness.unit, "another worker is busy", counts=False)
+
+
 def test_a_message_retried_later_blocks_no_other(harness: Harness) -> None:
     harness.queue.publish(b'{"n": 1}')
     harness.queue.publish(b'{"n": 2}')

@@ -159,8 +159,12 @@ class Connection:
     def acknowledge(self, delivery: Delivery) -> None:
         self._settle(delivery, lambda queue: queue.acknowledge(delivery))
 
-    def retry_later(self, delivery: Delivery, delay: float, reason: str) -> None:
-        self._settle(delivery, lambda queue: queue.retry_later(delivery, delay, reason))
+    def retry_later(
+        self, delivery: Delivery, delay: float, reason: str, *, counts: bool = True
+    ) -> None:
+        self._settle(
+            delivery, lambda queue: queue.retry_later(delivery, delay, reason, counts=counts)
+        )
 
     def dead_letter(
         self, delivery: Delivery, reason: str, details: Mapping[str, str] | None = None

@@ -150,7 +150,8 @@ def _header_schemas() -> dict[str, Schema]:
         message_properties.RETRIES: {
             "type": "integer",
             "minimum": 0,
-            "description": "Number of earlier retries of the message.",
+            "description": "Number of earlier retries, without those that waited for another "
+            "worker.",
         },
         message_properties.REASON: {
             "type": "string",
