@@ -65,14 +65,14 @@ def _write(blobs: BlobStore, probe: Location) -> None:
         if blobs.get(probe, max_bytes=1024).data != b"first":
             raise BlobUnavailable(f"{probe} was read back with other content: check the store")
         blobs.put(probe, b"second", content_type="text/plain", condition=IfMatch(etag))
-    except PreconditionFailed:
+    except (PreconditionFailed, BlobMissing):
         if _compares_without_quotes(blobs, probe, etag):
             raise UnfitStore(
                 f"bucket {probe.bucket!r}: this store compares ETags without quotes, as Ceph "
                 f"before 19 does, so no lease can be renewed: {_REMEDY}"
             ) from None
         raise BlobUnavailable(
-            f"{probe} was written by another client, or a response was lost: run the check again"
+            f"{probe} was changed by another client, or a response was lost: run the check again"
         ) from None
     for condition in (IfAbsent(), IfMatch(etag)):
         try:

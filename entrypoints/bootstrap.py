@@ -113,8 +113,8 @@ def worker_config(settings: Settings) -> WorkerConfig:
 
 
 def worker_name(settings: Settings, new_id: Callable[[], str]) -> str:
-    """WORKER_NAME, or a name that is unique among all workers and processes."""
-    return settings.worker_name or f"{socket.gethostname()}-{os.getpid()}-{new_id()[:8]}"
+    """A name that is unique among all starts of all workers, even with one WORKER_NAME."""
+    return f"{settings.worker_name or socket.gethostname()}-{os.getpid()}-{new_id()[:8]}"
 
 
 def open_uploads(slots: int) -> Iterator[Executor]:

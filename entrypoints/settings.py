@@ -140,6 +140,7 @@ BucketName = Annotated[str, _check(Bucket, "give the name alone, without a schem
 BucketInAStore = Annotated[
     str, _check(partial(Bucket.parse, scheme="s3"), "give name, s3://name or gs://name alone")
 ]
+WorkerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
 BucketsInStores = Annotated[tuple[BucketInAStore, ...], BeforeValidator(_split)]
 LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)]
 
@@ -276,9 +277,9 @@ class Settings(BaseModel):
     """Seconds to wait for the backend's response to a webhook. Set it above the timeout of any
     proxy in between (by default 60 in nginx and in AWS load balancers)"""
 
-    worker_name: str | None = None
-    """Name of this worker in leases and logs. Default: host name, process ID and a random
-    suffix"""
+    worker_name: WorkerName | None = None
+    """Beginning of this worker's name in leases and logs; process ID and a random suffix follow,
+    because no two workers may have one name. Default: the host name"""
     min_images: int = Field(DEFAULTS.min_images, ge=1, le=100)
     """Minimum number of usable images; a job with fewer fails"""
     checkpoint_every: int = Field(DEFAULTS.checkpoint_every, ge=1)
@@ -676,6 +677,7 @@ _REMEDIES = {
     "greater_than": "give more than {gt:g}",
     "greater_than_equal": "give {ge:g} or more",
     "less_than_equal": "give {le:g} or less",
+    "string_pattern_mismatch": "give at most 100 of the characters A-Z, a-z, 0-9, _, . and -",
     "path_not_directory": "no such folder; give an existing one",
     "path_not_file": "no such file; give a PEM file",
 }

@@ -62,6 +62,17 @@ def test_two_concurrent_checks_are_told_to_check_again() -> None:
         check_bucket(Shared(), PROBE, write=True)
 
 
+def test_a_probe_that_vanishes_is_told_to_check_again() -> None:
+    class Emptied(MemoryBlobStore):
+        def put(self, at: Location, data: bytes, **how: Any) -> str:
+            etag = super().put(at, data, **how)
+            self.delete(at)
+            return etag
+
+    with pytest.raises(BlobUnavailable, match="check again"):
+        check_bucket(Emptied(), PROBE, write=True)
+
+
 def test_a_bucket_that_may_be_listed_and_not_read_is_rejected() -> None:
     class Unreadable(MemoryBlobStore):
         def get(self, at: Location, **_how: Any) -> Blob:

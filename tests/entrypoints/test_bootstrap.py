@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ from adapters.logs.job_log import JobLog
 from adapters.memory import ManualClock, MemoryBlobStore, MemoryTrainer
 from adapters.metrics.calls import MeteredBlobStore, MeteredNotifier, MeteredQueue
 from adapters.schemas.task import encode_task
+from application.lease import LeaseLost
 from application.ports import BlobDenied
 from application.settlement import Requeue
 from domain.errors import UserError
 from domain.job import TrainingJob
 from domain.location import Location
 from domain.task import InvalidTask, TrainingTask
-from entrypoints.bootstrap import open_container
+from entrypoints.bootstrap import Container, open_container
+from entrypoints.check import require_fit_store
 from entrypoints.connections import queue_place
 from entrypoints.devices import choose_devices
 from entrypoints.models import load_base_model
@@ -127,6 +130,47 @@ def test_idle_seconds_are_those_of_the_setting() -> None:
     with open_container(make_settings(idle_seconds="60")) as container:
         container.trainer.override(providers.Object(MemoryTrainer(ManualClock())))
         assert container.worker_loop().idle_seconds == 60
+
+
+@pytest.fixture
+def namesakes() -> Iterator[list[Container]]:
+    """Two workers with one WORKER_NAME and one store."""
+    settings, blobs = make_settings(worker_name="pool"), MemoryBlobStore()
+    with open_container(settings) as first, open_container(settings) as second:
+        for worker in (first, second):
+            worker.plain_blobs.override(providers.Object(blobs))
+        yield [first, second]
+
+
+def test_workers_of_one_name_test_the_store_independently(
+    namesakes: list[Container], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Interrupted(MemoryBlobStore):
+        """Lets the second worker test it in the middle of the first one's test."""
+
+        def put(self, at: Location, data: bytes, **how: Any) -> str:
+            etag = super().put(at, data, **how)
+            if namesakes:
+                require_fit_store(namesakes.pop())
+            return etag
+
+    blobs, first = Interrupted(), namesakes[0]
+    for worker in namesakes:
+        worker.plain_blobs.override(providers.Object(blobs))
+    del namesakes[0]
+    require_fit_store(first)
+    assert caplog.text == ""
+    assert blobs.blobs == {}
+
+
+def test_a_superseded_worker_does_not_take_its_namesakes_record_for_its_own(
+    namesakes: list[Container],
+) -> None:
+    fresh = TrainingJob(task_id=TASK_ID, style_id=7)
+    first, second = [worker.store().open(fresh) for worker in namesakes]
+    first.apply(fresh.start())
+    with pytest.raises(LeaseLost):
+        second.apply(fresh.start())
 
 
 PARTS = ("blobs", "notifier", "trainer", "store", "worker_pool")

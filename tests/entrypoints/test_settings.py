@@ -402,6 +402,10 @@ def test_a_valid_file_is_not_reported_beside_an_invalid_url(
             ("JOBS_TOGETHER", n, "`auto`, or a number from 1 to 32")
             for n in ("0", "33", "two", "²")
         ),
+        *(
+            ("WORKER_NAME", name, "give at most 100 of the characters")
+            for name in ("pool/", "DOMAIN\\gpu1", "a gpu", "grün", "n" * 101)
+        ),
         ("RETRY_DELAYS", "5,soon", "give a number"),
         ("RETRY_DELAYS", "0.0009,5", "give one or more seconds, each from 0.001"),
         ("RETRY_DELAYS", "5,86401", "to a day"),

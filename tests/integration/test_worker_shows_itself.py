@@ -107,7 +107,8 @@ def test_a_worker_shows_its_running_job_and_stores_its_log(worker: Worker, folde
     assert worker.get("/api/status", token=None)[0] == 401
 
     status = worker.wait_for(lambda status: status["job"] and len(status["job"]["curve"]) >= 3)
-    assert status["worker"]["name"] == "worker-1"
+    name = status["worker"]["name"]
+    assert name.startswith("worker-1-")
     assert status["worker"]["state"] == "training"
     assert status["worker"]["device"] == "cpu"
     job = status["job"]
@@ -136,12 +137,12 @@ def test_a_worker_shows_its_running_job_and_stores_its_log(worker: Worker, folde
     assert TOKEN not in json.dumps(settings)
 
     worker.process.send_signal(signal.SIGTERM)
-    worker.read_until("worker worker-1 exits")
+    worker.read_until(f"worker {name} exits")
     assert worker.process.wait(timeout=60) == 0
 
     of_job = [line for line in worker.lines if "task_id" in line]
     assert {line["task_id"] for line in of_job} == {task_id}
-    assert {line["worker"] for line in of_job} == {"worker-1"}
+    assert {line["worker"] for line in of_job} == {name}
     assert any(line.get("attempt") == 1 for line in of_job)
     ends = [line for line in worker.lines if line["message"].endswith(" exits")]
     assert "task_id" not in ends[-1]
