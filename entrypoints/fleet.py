@@ -44,7 +44,7 @@ class Fleet:
     _stopping: bool = False
 
     def run(self) -> int:
-        """Run the workers until a signal; return 0 if all exited normally."""
+        """Run the workers until a signal; return the exit code of those that failed, or 0."""
         self._start_at = dict.fromkeys(self.gpus, time.monotonic())
         # The handler only queues the signal: it may run before a new worker is registered.
         with signals_handled(lambda number, _frame: self._signals.append(number)):
@@ -55,10 +55,10 @@ class Fleet:
             finally:
                 for worker in self._workers.values():
                     worker.kill()
-        codes = set(self._exit_codes.values())
+        codes = set(self._exit_codes.values()) - {0}
         if EXIT_USAGE in codes:
             return EXIT_USAGE
-        return EXIT_FAILED if codes - {0} else 0
+        return EXIT_FAILED if len(codes) > 1 else max(codes, default=0)
 
     def _poll(self) -> None:
         for gpu, worker in list(self._workers.items()):
@@ -83,10 +83,13 @@ class Fleet:
     def _handle_exit(self, gpu: str, code: int) -> None:
         if self._stopping and code == -signal.SIGTERM:
             code = 0  # it was still starting and had no job
+        code = 128 - code if code < 0 else code  # killed by a signal: the number that shells give
         if code == EXIT_USAGE:
             self._stop()
         if self._stopping or (self.once and code == 0):
             self._exit_codes[gpu] = code
+            if code:
+                log.warning("the worker on GPU %s exited with %d", gpu, code)
             return
         log.warning(
             "the worker on GPU %s exited with %d; it restarts in %.0f s",

@@ -125,10 +125,7 @@ def _fleet(arguments: argparse.Namespace, settings: Settings) -> int:
     visible = visible_gpus()
     if visible is None:
         visible = tuple(str(card.index) for card in GpuReader()())
-    try:
-        gpus = choose_gpus(arguments.gpus, visible)
-    except ValueError as error:
-        raise UserError(f"--gpus {arguments.gpus}: {error}") from None
+    gpus = choose_gpus(arguments.gpus, visible)
     options = [f"--{name}" for name in ("once", "debug") if getattr(arguments, name)]
     return Fleet(
         gpus,

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 
+from domain.errors import UserError
+
 _REMEDY = "give cpu, cuda, or GPUs by their numbers such as cuda:1 or cuda:0,cuda:1"
 
 
@@ -76,18 +78,16 @@ def choose_gpus(text: str, visible: Sequence[str]) -> tuple[str, ...]:
         visible: the GPUs that this process may use.
 
     Raises:
-        ValueError: a named GPU does not exist, or ``text`` is neither; the message is the remedy.
+        UserError: a named GPU does not exist, or ``text`` is neither.
     """
-    if text == "all":
-        text = ",".join(map(str, range(len(visible)))) or "0"
-    names = [part.strip() for part in text.split(",")]
+    every = [str(position) for position in range(len(visible))]
+    names = every if text == "all" else [part.strip() for part in text.split(",")]
     if not all(name.isdecimal() for name in names) or len(set(map(int, names))) < len(names):
-        raise ValueError("give `all`, or different numbers such as 0,1")
+        raise UserError(f"--gpus {text}: give `all`, or different numbers such as 0,1")
     if not visible:
-        raise ValueError("no GPU is visible; give the container its GPUs")
+        raise UserError(f"--gpus {text}: no GPU is visible; give the container its GPUs")
     missing = ", ".join(name for name in names if int(name) >= len(visible))
     if missing:
-        last = len(visible) - 1
-        there = f"give numbers from 0 to {last}" if last else "the only one is 0"
-        raise ValueError(f"there is no GPU {missing}; {there}")
+        there = f"give numbers from 0 to {every[-1]}" if every[1:] else "the only one is 0"
+        raise UserError(f"--gpus {text}: there is no GPU {missing}; {there}")
     return tuple(visible[int(name)] for name in names)

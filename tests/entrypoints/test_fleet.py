@@ -190,11 +190,28 @@ def test_a_signal_during_startup_reaches_every_worker(
     assert started == ["0", "1"], "no worker starts after the signal"
 
 
-def test_a_worker_that_exits_abnormally_is_a_failure(tmp_path: Path) -> None:
-    program = LINGERING.replace("sys.exit(0)", f"sys.exit({EXIT_SHUTDOWN_TIMEOUT})")
-    thread = when(lambda: written(tmp_path / "2"), lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert a_fleet(tmp_path, program).run() == EXIT_FAILED
+@pytest.mark.parametrize(
+    ("end_on_0", "end_on_2", "code"),
+    [
+        ("os._exit(3)", "os._exit(3)", EXIT_SHUTDOWN_TIMEOUT),
+        ("os._exit(0)", "os._exit(3)", EXIT_SHUTDOWN_TIMEOUT),
+        ("os._exit(143)", "os._exit(143)", 143),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "os._exit(0)", 137),
+        ("os._exit(3)", "os._exit(143)", EXIT_FAILED),
+    ],
+)
+def test_a_fleet_exits_with_the_code_of_its_workers(
+    tmp_path: Path, end_on_0: str, end_on_2: str, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    end = f"exec({end_on_0!r} if os.environ['CUDA_VISIBLE_DEVICES'] == '0' else {end_on_2!r})"
+    program = LINGERING.replace("sys.exit(0)", end)
+    both = [tmp_path / "0", tmp_path / "2"]
+    thread = when(lambda: all(map(written, both)), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert a_fleet(tmp_path, program).run() == code
     thread.join()
+    if code == EXIT_FAILED:
+        assert "the worker on GPU 0 exited with 3" in caplog.text
+        assert "the worker on GPU 2 exited with 143" in caplog.text
 
 
 def test_a_defect_leaves_no_worker_behind(tmp_path: Path) -> None:
