@@ -6,7 +6,6 @@ believed dead cannot overwrite the record of its successor.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -57,9 +56,6 @@ class JobRecord:
         """Monotonic time, in seconds."""
         self.seconds: dict[str, float] = {}
         """Seconds by part (``PartTimed``), since the last ``publish_times``."""
-        self.progress_in_flight_until = -math.inf
-        """Monotonic time, in seconds, until which a progress call of ours may still reach the
-        backend. Not recorded: the takeover of a dead worker's job takes longer than that."""
         self.style_gone_calls = 0
         """Number of consecutive progress calls with a 404 response."""
 

@@ -107,6 +107,9 @@ class Lease:
         self._events = events
         self._valid_until = -math.inf
         self._writing = threading.Lock()
+        self.in_flight_until = -math.inf
+        """Monotonic time, in seconds, until which a progress call of ours may still reach the
+        backend. Until then ``hold`` does not release the lease: a takeover takes longer."""
 
     @property
     def is_valid(self) -> bool:
@@ -227,7 +230,8 @@ class Lease:
         self._release_at_end(stop, is_finished())
 
     def _release_at_end(self, stop: StopSignal, is_finished: bool) -> None:
-        if stop.reason is StopReason.LEASE_LOST:
+        in_flight = self._clock.monotonic() < self.in_flight_until
+        if in_flight or stop.reason is StopReason.LEASE_LOST:
             return
         try:
             release = partial(self.release, delete=is_finished)

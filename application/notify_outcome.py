@@ -18,7 +18,7 @@ from application.ports import (
     NotifierUnavailable,
     Unavailable,
 )
-from application.retry import backoff, retry, sleep
+from application.retry import POLL_SECONDS, backoff, retry, sleep
 from application.settlement import Ack, DeadLetter, Requeue, Settlement
 from application.stop_signal import StopSignal
 from domain.job import TrainingJob
@@ -67,8 +67,11 @@ class OutcomeNotifier:
             Unavailable: the backend or the store is unavailable; the job stays ``NOTIFYING``.
             LeaseLost: another worker has the job.
         """
-        # A late progress call would make a finished style look unfinished.
-        sleep(record.progress_in_flight_until - self.clock.monotonic(), self.clock, stop)
+        # Also after a stop: a late progress call would make a finished style look unfinished.
+        while (left := lease.in_flight_until - self.clock.monotonic()) > 0:
+            if self._too_late(stop, left):
+                return Requeue()
+            self.clock.sleep(min(left, POLL_SECONDS))
         failures = 0
         while True:
             if self._too_late(stop):
@@ -99,8 +102,8 @@ class OutcomeNotifier:
         retry(finish, self.clock, StopSignal(), math.inf, errors)
         return Ack()
 
-    def _too_late(self, stop: StopSignal) -> bool:
-        return stop.deadline - self.clock.monotonic() < MAX_CALL_SECONDS
+    def _too_late(self, stop: StopSignal, wait: float = 0.0) -> bool:
+        return stop.deadline - self.clock.monotonic() - wait < MAX_CALL_SECONDS
 
     def _call(self, job: TrainingJob) -> None:
         if job.failure is not None:

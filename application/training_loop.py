@@ -131,7 +131,7 @@ class TrainingLoop:
                 stop.request(StopReason.STYLE_GONE)
             if isinstance(error, Unavailable):  # a rejected call is no longer in flight
                 until = self.store.clock.monotonic() + self.config.in_flight_seconds
-                record.progress_in_flight_until = until
+                lease.in_flight_until = until
             log.warning("progress call failed and is not retried: %s", error)
 
     def _save_before_exit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -64,11 +65,14 @@ def notify(
     stop: StopSignal | None = None,
     renew: Callable[[], None] = lambda: None,
     is_valid: bool = True,
+    in_flight_until: float = -math.inf,
     **options: Any,
 ) -> Any:
     named: dict[str, Any] = {"notifier": backend, "random": lambda: 1.0, **options}
     notify_outcome = OutcomeNotifier(clock=world.clock, **named)
-    lease: Any = SimpleNamespace(renew_if_due=lambda _stop: renew(), is_valid=is_valid)
+    lease: Any = SimpleNamespace(
+        renew_if_due=lambda _stop: renew(), is_valid=is_valid, in_flight_until=in_flight_until
+    )
     return notify_outcome(record or failing(world), lease, stop or StopSignal())
 
 
@@ -227,3 +231,27 @@ def test_a_call_that_would_be_cut_off_is_not_started(
     outcome = notify(world, backend, stop=stop)
     assert outcome == (Ack() if calls else Requeue())
     assert len(backend.tasks) == calls
+
+
+@pytest.mark.parametrize("left", [math.inf, 15.0 + MAX_CALL_SECONDS + 1])
+@pytest.mark.parametrize("stopped_at", [0.0, 5.0])
+def test_a_stop_does_not_shorten_the_wait_for_a_progress_call_in_flight(
+    world: World, stopped_at: float, left: float
+) -> None:
+    stop, backend, began = StopSignal(), ScriptedNotifier(), world.clock.monotonic()
+    with world.clock.every(
+        stopped_at or 0.1, lambda: stop.request(StopReason.SHUTDOWN, deadline=began + left)
+    ):
+        assert notify(world, backend, stop=stop, in_flight_until=began + 15.0) == Ack()
+    assert world.clock.monotonic() == began + 15.0
+
+
+def test_without_time_to_wait_for_a_progress_call_in_flight_the_job_is_requeued_at_once(
+    world: World,
+) -> None:
+    stop, backend, began = StopSignal(), ScriptedNotifier(), world.clock.monotonic()
+    deadline = began + 15.0 + MAX_CALL_SECONDS - 1
+    with world.clock.every(5.0, lambda: stop.request(StopReason.SHUTDOWN, deadline=deadline)):
+        assert notify(world, backend, stop=stop, in_flight_until=began + 15.0) == Requeue()
+    assert world.clock.monotonic() <= began + 6.0
+    assert backend.tasks == []

@@ -139,6 +139,37 @@ def test_the_completion_call_waits_until_abandoned_progress_cannot_arrive(
         assert at < failed[-1][0] + CONFIG.progress_every
 
 
+def test_the_next_worker_waits_for_a_progress_call_in_flight(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, config = StopSignal(), replace(CONFIG, in_flight_seconds=6.0)
+    progress_calls: list[float] = []
+    completions: list[float] = []
+    completed, put = world.notifier.completed, world.blobs.put
+
+    def lose(*_call: Any) -> None:
+        progress_calls.append(world.clock.monotonic())
+        raise NotifierUnavailable("no response")
+
+    def complete(*call: Any) -> None:
+        completions.append(world.clock.monotonic())
+        completed(*call)
+
+    def put_and_stop(at: Location, *content: Any, **options: Any) -> str:
+        if at == KEYS.weights(7):
+            stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic() + 4.0)
+        return put(at, *content, **options)
+
+    monkeypatch.setattr(world.notifier, "progress", lose)
+    monkeypatch.setattr(world.notifier, "completed", complete)
+    monkeypatch.setattr(world.blobs, "put", put_and_stop)
+    assert world.worker(config=config)(a_task(), stop) == Requeue()
+    assert world.job().state is JobState.NOTIFYING
+    assert world.until_settled(a_task()) == Ack()
+    (completion,) = completions
+    assert completion >= progress_calls[-1] + config.in_flight_seconds
+
+
 def test_shutdown_leaves_a_checkpoint_and_hands_the_job_over(world: World) -> None:
     stop = StopSignal()
     trainer = Watched(world, 40, lambda: stop.request(StopReason.SHUTDOWN))
