@@ -6,6 +6,7 @@ when its holder dies, so that another worker receives the message.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import json
@@ -28,6 +29,11 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 SETTLING_SECONDS = 2.0
 """Seconds without a change after which a file that does not end in ``}`` counts as complete."""
+MAX_NAME_BYTES = 200
+"""Longest name of a message's file: with a suffix it must fit into 255 bytes."""
+LONG_NAME = f"its name is too long; give one of at most {MAX_NAME_BYTES} bytes"
+MAX_DELAY_SECONDS = 3600.0
+"""Longest delay of a retry."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,10 @@ class _State:
     not_before: float = 0.0
     """Unix time in seconds: workers share the folder, not a monotonic clock."""
     delivered: bool = False
+
+    def __post_init__(self) -> None:
+        if type(self.retries) is not int or not isinstance(self.not_before, int | float):
+            raise TypeError("retries and not_before are numbers")
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,7 @@ class SpoolQueue:
         """Hide the file for ``delay`` seconds of the wall clock."""
         with self._settling(delivery) as held:
             log.info("message %s will be retried in %.0f s: %s", held.path.name, delay, reason)
-            not_before = self._clock.now().timestamp() + delay
+            not_before = self._clock.now().timestamp() + min(delay, MAX_DELAY_SECONDS)
             self._note(held.path, _State(held.state.stamp, delivery.retries + counts, not_before))
 
     def dead_letter(
@@ -163,26 +173,31 @@ class SpoolQueue:
     def _take(self) -> Delivery | None:
         self._folder.mkdir(parents=True, exist_ok=True)
         for name in sorted(os.listdir(self._folder)):
-            path = self._folder / name
-            if name.endswith(".json") and not name.startswith(".") and path.is_file():
-                delivery = self._try(path)
-                if delivery is not None:
-                    return delivery
+            if not name.endswith(".json") or name.startswith("."):
+                continue
+            try:
+                if len(os.fsencode(name)) > MAX_NAME_BYTES:
+                    raise OSError(errno.ENAMETOOLONG, LONG_NAME)
+                read = self._read(self._folder / name)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if name not in self._complained:
+                    self._complained.add(name)
+                    log.warning(
+                        "message file %s is skipped: %s", self._folder / name, error.strerror
+                    )
+                continue
+            if read is not None:
+                return self._deliver(*read)
         return None
 
-    def _try(self, path: Path) -> Delivery | None:
-        """A delivery of this message, unless it is locked, delayed or still being written."""
-        try:
-            file = path.open("rb")
-        except FileNotFoundError:
+    def _read(self, path: Path) -> tuple[_Held, bytes] | None:
+        """A message and its body, unless it is locked, delayed or still being written."""
+        if not path.is_file():
             return None
-        except OSError as error:
-            if path.name not in self._complained:
-                self._complained.add(path.name)
-                log.warning("message file %s is skipped: %s", path, error.strerror)
-            return None
-        with ExitStack() as until_taken:
-            until_taken.enter_context(file)
+        with ExitStack() as until_read:
+            file = until_read.enter_context(path.open("rb"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -191,18 +206,26 @@ class SpoolQueue:
             if stamp is None:
                 return None
             state = self._state(path, stamp)
-            if self._clock.now().timestamp() < state.not_before:
+            # A longer wait was noted while the clock was wrong.
+            if 0 < state.not_before - self._clock.now().timestamp() <= MAX_DELAY_SECONDS:
                 return None
             body = file.read(MAX_MESSAGE_BYTES + 1)
             if not self._is_complete(path.name, body, stamp):
                 return None
-            self._note(path, _State(stamp, state.retries, delivered=True))
-            delivery = Delivery(
-                f"{next(self._numbers)}:{path.name}", body, state.retries, state.delivered
-            )
-            self._held[delivery.id] = _Held(path, file, state)
-            until_taken.pop_all()  # leaves the file open and locked
-            return delivery
+            until_read.pop_all()  # leaves the file open and locked
+            return _Held(path, file, state), body
+
+    def _deliver(self, held: _Held, body: bytes) -> Delivery:
+        state = held.state
+        with ExitStack() as until_noted:
+            until_noted.enter_context(held.file)
+            self._note(held.path, _State(state.stamp, state.retries, delivered=True))
+            until_noted.pop_all()
+        delivery = Delivery(
+            f"{next(self._numbers)}:{held.path.name}", body, state.retries, state.delivered
+        )
+        self._held[delivery.id] = held
+        return delivery
 
     def _is_complete(self, name: str, body: bytes, stamp: int) -> bool:
         """Whether the file seems completely written."""

@@ -255,11 +255,108 @@ def test_an_unreadable_file_is_logged_once_and_blocks_no_other(
     assert caplog.text.count("a.json is skipped: Permission denied") == 1
 
 
-def test_a_damaged_sidecar_file_of_a_message_is_ignored(folder: Path, queue: SpoolQueue) -> None:
+@pytest.mark.parametrize("length", [201, 249, 255])
+def test_a_file_with_a_long_name_is_logged_once_and_blocks_no_other(
+    folder: Path, queue: SpoolQueue, caplog: pytest.LogCaptureFixture, length: int
+) -> None:
+    (folder / f"{'a' * (length - 5)}.json").write_bytes(b"{}")
+    (folder / "b.json").write_bytes(b'{"task": 2}')
+    assert receive(queue).body == b'{"task": 2}'
+    assert queue.receive(1.0) is None
+    assert caplog.text.count("a.json is skipped: its name is too long; give one of") == 1
+
+
+def test_a_file_with_the_longest_name_can_be_settled_in_every_way(
+    folder: Path, queue: SpoolQueue
+) -> None:
+    for _ in range(2):
+        (folder / f"{'a' * 195}.json").write_bytes(b"{}")
+        queue.retry_later(receive(queue), 0.0, "busy")
+        queue.requeue(receive(queue))
+        queue.dead_letter(receive(queue), "wrong")
+    assert queue.depths() == {"waiting": 0, "dead": 2}
+
+
+@pytest.mark.parametrize("unreadable", ["a.json", ".state/a.json"])
+def test_a_read_error_of_one_file_blocks_no_other(
+    folder: Path,
+    queue: SpoolQueue,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    unreadable: str,
+) -> None:
+    (folder / "a.json").write_bytes(b'{"task": 1}')
+    queue.requeue(receive(queue))
+    (folder / "b.json").write_bytes(b'{"task": 2}')
+    stat, read = Path.is_file, Path.read_bytes
+
+    def fail(plain: Any) -> Any:
+        def call(path: Path) -> Any:
+            if path == folder / unreadable:
+                raise OSError(5, "Input/output error")
+            return plain(path)
+
+        return call
+
+    monkeypatch.setattr(Path, "is_file", fail(stat))
+    monkeypatch.setattr(Path, "read_bytes", fail(read))
+    assert receive(queue).body == b'{"task": 2}'
+    assert queue.receive(1.0) is None
+    assert caplog.text.count("a.json is skipped: Input/output error") == 1
+
+
+def test_a_full_disk_is_an_unavailable_queue(
+    folder: Path, queue: SpoolQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "task.json").write_bytes(b"{}")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr("os.fsync", fail)
+        with pytest.raises(QueueUnavailable, match="No space left"):
+            queue.receive(0.0)
+    assert receive(queue).body == b"{}"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\x00\x00",
+        b'{"stamp": %d, "not_before": "x"}',
+        b'{"stamp": %d, "retries": null}',
+        b'{"stamp": %d, "retries": 1.5}',
+    ],
+)
+def test_a_damaged_sidecar_file_of_a_message_is_ignored(
+    folder: Path, queue: SpoolQueue, damage: bytes
+) -> None:
     (folder / "task.json").write_bytes(b"{}")
     queue.requeue(receive(queue))
-    (folder / ".state" / "task.json").write_bytes(b"\x00\x00")
+    stamp = b"%d" % (folder / "task.json").stat().st_mtime_ns
+    (folder / ".state" / "task.json").write_bytes(damage.replace(b"%d", stamp))
     assert receive(queue).retries == 0
+
+
+def test_a_delay_noted_while_the_clock_was_years_ahead_does_not_hide_a_message(
+    folder: Path, clock: ManualClock
+) -> None:
+    years = 10 * 365 * 86400.0
+    clock.jump(years)
+    queue = open_queue(folder, clock)
+    queue.publish(b"{}")
+    queue.retry_later(receive(queue), 60.0, "busy")
+    clock.jump(-years)
+    assert receive(queue).retries == 1
+
+
+def test_a_delay_is_at_most_an_hour(queue: SpoolQueue, clock: ManualClock) -> None:
+    queue.publish(b"{}")
+    queue.retry_later(receive(queue), 1e9, "busy")
+    assert queue.receive(0.0) is None
+    clock.advance(3600.0)
+    assert receive(queue).retries == 1
 
 
 def test_a_folder_that_cannot_be_created_is_an_unavailable_queue(
