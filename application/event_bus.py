@@ -36,7 +36,7 @@ class LeaseWritten:
     """A worker has acquired, renewed or released the lease of a job, or could not write it."""
 
     task_id: str
-    at: datetime
+    expires_at: datetime
     error: Exception | None
     """Why the lease is not written; None if it is."""
 

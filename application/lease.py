@@ -244,8 +244,7 @@ class Lease:
     def _write(self, owner: str) -> None:
         with self._writing:
             began = self._clock.monotonic()
-            now = self._clock.now()
-            expires = now + timedelta(seconds=self._terms.seconds)
+            expires = self._clock.now() + timedelta(seconds=self._terms.seconds)
             try:
                 self._blob.write(
                     {
@@ -257,10 +256,10 @@ class Lease:
             except Exception as error:
                 if isinstance(error, Superseded):
                     self._valid_until = -math.inf
-                self._events(LeaseWritten(task_id=self._task_id, at=now, error=error))
+                self._events(LeaseWritten(task_id=self._task_id, expires_at=expires, error=error))
                 raise
             self._valid_until = began + self._terms.takeover_delay if owner else -math.inf
-            self._events(LeaseWritten(task_id=self._task_id, at=now, error=None))
+            self._events(LeaseWritten(task_id=self._task_id, expires_at=expires, error=None))
 
 
 def lease_owner(blobs: BlobStore, at: Location, now: datetime) -> str | None:

@@ -135,9 +135,9 @@ class Metrics:
         self.lease_writes = counter(
             "lease_writes", "Writes of leases (acquire, renew, release), by result.", "result"
         )
-        self.lease_written = gauge(
-            "lease_last_write_timestamp_seconds",
-            "When the lease of the slot's job was last written, in Unix time.",
+        self.lease_expiry = gauge(
+            "lease_expiry_timestamp_seconds",
+            "When the lease of the slot's job expires unless it is renewed, in Unix time.",
             "slot",
         )
         self.webhooks = counter(
@@ -193,7 +193,7 @@ class Metrics:
         The first slot stays visible as idle. The other slots, and every slot's lease, are shown
         only while they have a job.
         """
-        _remove(self.lease_written, slot)
+        _remove(self.lease_expiry, slot)
         gauges = (self.epoch, self.epochs, self.progress, self.speed, self.time_left, self.loss)
         if slot == FIRST_SLOT:
             self.show_phase(slot, IDLE)

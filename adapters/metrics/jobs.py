@@ -88,7 +88,7 @@ class JobMetrics:
         self._metrics.lease_writes.labels(result_of(event.error, _LEASE_ERRORS)).inc()
         job = self._jobs.get(event.task_id)
         if job is not None and event.error is None:
-            self._metrics.lease_written.labels(job.slot).set(event.at.timestamp())
+            self._metrics.lease_expiry.labels(job.slot).set(event.expires_at.timestamp())
 
     def _count(self, job: _Job, event: Event) -> None:
         metrics = self._metrics

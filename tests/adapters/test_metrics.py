@@ -21,8 +21,8 @@ from adapters.metrics.gpus import GpuCollector
 from adapters.metrics.instruments import Metrics, suppress_errors
 from adapters.metrics.jobs import JobMetrics
 from adapters.metrics.queue import DepthGauges
-from application.event_bus import LeaseWritten, MessageSettled
-from application.lease import LeaseHeld
+from application.event_bus import MessageSettled
+from application.lease import LeaseHeld, LeaseTerms
 from application.ports import (
     BlobMissing,
     BlobUnavailable,
@@ -42,7 +42,7 @@ from domain.location import Location
 from domain.parameters import TrainingParameters
 from domain.progress import Progress
 from domain.task import TrainingTask
-from tests.application.world import World, a_task, received, settled
+from tests.application.world import CONFIG, World, a_task, received, settled
 
 IDS: Any = {"task_id": "a", "style_id": 7}
 
@@ -233,23 +233,22 @@ def test_a_finished_job_is_not_shown_as_active(metrics: Metrics, clock: ManualCl
     assert value(metrics, "active_jobs") == 1
 
 
-def test_a_lease_is_shown_while_its_job_is_active(metrics: Metrics, clock: ManualClock) -> None:
-    listener = JobMetrics(metrics, clock.monotonic)
+def test_a_lease_is_shown_while_its_job_is_active(metrics: Metrics) -> None:
+    world = World()
+    listener = JobMetrics(metrics, world.clock.monotonic)
+    store = world.store(events=listener, config=replace(CONFIG, lease=LeaseTerms(3600.0)))
     tasks = [begin(listener, style_id, epochs=10) for style_id in (1, 2)]
-
-    def write(task_id: str) -> None:
-        listener(LeaseWritten(task_id=task_id, at=clock.now(), error=None))
-
-    for task in tasks:
-        write(task.task_id)
-    written = clock.now().timestamp()
-    clock.advance(20)
-    write("task-2")
-    assert value(metrics, "lease_last_write_timestamp_seconds", slot="0") == written
-    assert value(metrics, "lease_last_write_timestamp_seconds", slot="1") == written + 20
+    leases = [store.lease(task.task_id) for task in tasks]
+    for lease in leases:
+        lease.acquire(StopSignal())
+    expiry = world.clock.now().timestamp() + 3600
+    world.clock.advance(20)
+    leases[1].renew()
+    assert value(metrics, "lease_expiry_timestamp_seconds", slot="0") == expiry
+    assert value(metrics, "lease_expiry_timestamp_seconds", slot="1") == expiry + 20
     listener(settled(tasks[0], Requeue()))
-    write("task-1")
-    assert slots(metrics, "lease_last_write_timestamp_seconds") == {"1"}
+    leases[0].renew()
+    assert slots(metrics, "lease_expiry_timestamp_seconds") == {"1"}
 
 
 def test_a_duplicate_message_shows_no_second_job(metrics: Metrics, clock: ManualClock) -> None:

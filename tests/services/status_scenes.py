@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from io import BytesIO
 from typing import Any
 
@@ -123,7 +124,8 @@ class Scene:
     def start(self, style_id: int, *, attempt: int = 1, resumed_from: int | None = None) -> None:
         """A task starts."""
         self.publish(received(task(style_id)))
-        self.publish(LeaseWritten(task_id=task(style_id).task_id, at=self.clock.now(), error=None))
+        expires = self.clock.now() + timedelta(seconds=60)
+        self.publish(LeaseWritten(task_id=task(style_id).task_id, expires_at=expires, error=None))
         at = None
         if resumed_from is not None:
             at = CheckpointRef(Location("models", "checkpoint"), resumed_from, resumed_from * 12)
