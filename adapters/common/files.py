@@ -43,8 +43,11 @@ def nearest_existing(path: Path) -> Path:
 
 
 def free_space(folder: Path, min_gigabytes: float) -> tuple[bool, str]:
-    """Whether a folder has enough free space, and a text with the amount."""
-    free = shutil.disk_usage(nearest_existing(folder)).free / 1e9
+    """Whether a folder has enough free space, and a text with the amount or the error."""
+    try:
+        free = shutil.disk_usage(nearest_existing(folder)).free / 1e9
+    except OSError as error:  # for example a link to a disk that is not mounted
+        return False, f"{folder} cannot be read ({error.strerror or error})"
     if free < min_gigabytes:
         return False, f"{free:.1f} GB free in {folder}; {min_gigabytes:g} GB are needed"
     return True, f"{free:.0f} GB free in {folder}"

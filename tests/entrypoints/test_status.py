@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, Field, SecretStr
 
-from adapters.common.files import free_space
+from adapters.common.files import free_space, lack_of_space
 from adapters.memory import ManualClock, MemoryQueue
 from adapters.metrics.instruments import Metrics
 from adapters.metrics.queue import DepthGauges
@@ -122,6 +122,14 @@ def test_free_space_is_checked_where_it_is_needed(
     assert free_space(folder, 2.0)[0]
     assert free_space(folder, 10.0) == (False, f"3.2 GB free in {folder}; 10 GB are needed")
     assert set(usage) == {tmp_path}
+
+
+def test_a_link_to_an_unmounted_disk_has_no_free_space(tmp_path: Path) -> None:
+    folder = tmp_path / "link"
+    folder.symlink_to(tmp_path / "unmounted")
+    expected = f"{folder} cannot be read (No such file or directory)"
+    assert free_space(folder, 0.0) == (False, expected)
+    assert lack_of_space(folder, 0.0) == expected
 
 
 def test_polling_starts_at_once_and_never_delays_shutdown() -> None:
