@@ -73,7 +73,7 @@ class WorkerLoop:
                 if not unavailable:
                     log.warning("queue unavailable: %s", error)
                 unavailable = True
-                sleep(max(UNAVAILABLE_PAUSE, error.retry_after or 0.0), self.clock, stop)
+                sleep(UNAVAILABLE_PAUSE, self.clock, stop)
                 continue
             if unavailable:
                 log.info("queue available again")
