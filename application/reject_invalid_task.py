@@ -31,10 +31,11 @@ class RejectInvalidTask:
     """Notifies the backend once, if the message has a style id; then dead-letters the message.
 
     If the message has a task id, the reason is also stored under it, for operators. If a job with
-    this id exists, the backend is not notified: the style may be completed.
+    this id exists, the message may be its only one: a worker with other limits accepted it and was
+    stopped. So that job fails, unless its outcome is decided.
 
-    The rejection's job id is derived from the message's content, so that repeated messages are
-    recognised.
+    Otherwise the rejection has a job of its own, with an id derived from the message's content, so
+    that repeated messages are recognised.
     """
 
     store: JobStore
@@ -57,24 +58,25 @@ class RejectInvalidTask:
         rejected = DeadLetter(str(error), details)
         if error.style_id is None:
             return rejected
-        fresh = TrainingJob(task_id=job_id, style_id=error.style_id)
         failure = Failure(FailureCode.INVALID_TASK, _artist_message(error))
 
         def decide(held: HeldJob) -> None:
             held.record.apply(held.record.job.fail(failure))
 
         try:
-            if error.task_id is not None and self.store.read_job(error.task_id) is not None:
-                return rejected  # the job of that task notifies the backend itself
-            record = self.store.open(fresh)
+            job = None if error.task_id is None else self.store.read_job(error.task_id)
+            if job is not None and job.style_id != error.style_id:
+                return rejected  # the job has another message
+            record = self.store.open(job or TrainingJob(task_id=job_id, style_id=error.style_id))
             settlement = process_job(record, decide, self.store, self.notify_outcome, stop)
-        except BlobDenied as denied:
-            return DeadLetter(f"{error}; and the backend could not be notified: {denied}", details)
-        except Exception as broken_off:
-            about = f"the rejection {job_id}"
-            return settlement_after(
-                broken_off, about, retries=retries, config=self.config, stop=stop
+        except Exception as trouble:
+            settlement = settlement_after(
+                trouble, f"the rejection {job_id}", retries=retries, config=self.config, stop=stop
             )
+            if isinstance(settlement, DeadLetter):
+                reason = f"{error}; and the backend could not be notified: {settlement.reason}"
+                return DeadLetter(reason, details)
+            return settlement
         return settlement if isinstance(settlement, Requeue) else rejected
 
 

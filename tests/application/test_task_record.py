@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from application.reject_invalid_task import RejectInvalidTask
-from application.settlement import Ack, DeadLetter
+from application.settlement import Ack, DeadLetter, Requeue, RetryLater, Settlement
 from application.stop_signal import StopReason, StopSignal
+from domain.failure import Failure, FailureCode
 from domain.job import JobState
+from domain.location import Location
 from domain.parameters import RequestedParameters
 from domain.task import InvalidTask, TrainingTask
 from tests.application.world import CONFIG, KEYS, TASK_ID, Watched, World, a_task
@@ -65,16 +68,76 @@ def test_a_record_of_version_0_1_has_its_style_id(world: World) -> None:
     assert world.worker()(TASK, StopSignal()) == Ack()
 
 
-def test_an_invalid_message_with_the_id_of_a_job_makes_no_call(world: World) -> None:
-    world.worker()(TASK, StopSignal())
-    error = InvalidTask("data.images", "[]", "give some")
-    error.style_id, error.task_id = 7, TASK_ID
-    reject = RejectInvalidTask(
-        store=world.store(), notify_outcome=world.notify_outcome(world.notifier), config=CONFIG
+def reject(world: World, style_id: int = 7) -> Settlement:
+    """Reject the task's message, as a worker with a lower limit does."""
+    error = InvalidTask("data.parameters.resolution", "1024", "give at most 768 (MAX_RESOLUTION)")
+    error.style_id, error.task_id = style_id, TASK_ID
+    rejecting = RejectInvalidTask(
+        store=world.store(worker="strict"),
+        notify_outcome=world.notify_outcome(world.notifier),
+        config=CONFIG,
     )
-    outcome = reject(b"{}", error, StopSignal())
-    assert isinstance(outcome, DeadLetter)
+    return rejecting(b"{}", error, StopSignal())
+
+
+def interrupted(world: World) -> None:
+    stop = StopSignal()
+    trainer = Watched(world, 40, lambda: stop.request(StopReason.SHUTDOWN))
+    world.worker(trainer=trainer)(TASK, stop)
+    assert world.job().state is JobState.INTERRUPTED
+
+
+def test_an_invalid_message_with_the_id_of_a_completed_job_makes_no_call(world: World) -> None:
+    world.worker()(TASK, StopSignal())
+    assert isinstance(reject(world), DeadLetter)
     assert [call.kind for call in world.notifier.final] == ["completed"]
+
+
+def test_a_job_fails_if_its_next_worker_rejects_its_message(world: World) -> None:
+    interrupted(world)
+    assert isinstance(reject(world), DeadLetter)
+    assert isinstance(reject(world), DeadLetter)
+    assert world.job().state is JobState.FAILED
+    (call,) = world.notifier.final
+    assert (call.kind, call.task_id) == ("failed", TASK_ID)
+    assert isinstance(call.payload, Failure)
+    assert call.payload.code is FailureCode.INVALID_TASK
+    assert world.leases() == []
+
+
+def test_a_style_is_announced_if_the_next_worker_rejects_its_message(world: World) -> None:
+    stop = StopSignal()
+
+    class Stopping:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(world.blobs, name)
+
+        def put(self, at: Location, *content: Any, **options: Any) -> str:
+            if at == KEYS.weights(7):
+                stop.request(StopReason.SHUTDOWN, deadline=world.clock.monotonic())
+            return world.blobs.put(at, *content, **options)
+
+    assert world.worker(blobs=Stopping())(TASK, stop) == Requeue()
+    assert world.job().state is JobState.NOTIFYING
+    assert isinstance(reject(world), DeadLetter)
+    assert [call.kind for call in world.notifier.final] == ["completed"]
+
+
+def test_a_rejected_message_waits_for_the_worker_that_runs_its_job(world: World) -> None:
+    outcomes: list[Settlement] = []
+    trainer = Watched(world, 40, lambda: outcomes.append(reject(world)))
+    assert world.worker(trainer=trainer)(TASK, StopSignal()) == Ack()
+    (outcome,) = outcomes
+    assert isinstance(outcome, RetryLater)
+    assert outcome.elsewhere
+    assert [call.kind for call in world.notifier.final] == ["completed"]
+
+
+def test_an_invalid_message_of_another_style_leaves_a_job_alone(world: World) -> None:
+    interrupted(world)
+    assert isinstance(reject(world, style_id=8), DeadLetter)
+    assert world.job().state is JobState.INTERRUPTED
+    assert world.notifier.final == []
 
 
 def test_a_recorded_request_without_fields_is_a_different_one(world: World) -> None:
