@@ -376,9 +376,7 @@ class Settings(BaseModel):
 
     @field_validator("aws_session_token")
     @classmethod
-    def _check_temporary_key(
-        cls, value: SecretStr | None, info: ValidationInfo
-    ) -> SecretStr | None:
+    def _check_session(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if value is not None and info.data.get("aws_access_key_id") is None:
             raise ValueError("give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY too")
         return value
@@ -546,9 +544,7 @@ class WorkerSettings(Settings):
 
     @field_validator("status_token")
     @classmethod
-    def _check_status_token(
-        cls, value: SecretStr | None, info: ValidationInfo
-    ) -> SecretStr | None:
+    def _check_binding(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if info.data.get("status_port") and info.data.get("status_host"):
             check_binding(
                 info.data["status_host"], None if value is None else value.get_secret_value()
@@ -600,6 +596,8 @@ def load_settings(
         ]
         raise InvalidSettings("\n".join(lines + settings_typos(given) + ignored)) from None
     settings._given, settings._ignored = given, ignored
+    if "cuda_visible_devices" in given:  # of `.env`; CUDA itself reads only the environment
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", given["cuda_visible_devices"])
     return settings
 
 

@@ -19,6 +19,7 @@ from entrypoints.settings import (
     environment_on_gpu,
     load_settings,
     log_warnings,
+    visible_gpus,
 )
 from tests.services.certificates import Authority
 
@@ -239,6 +240,19 @@ def test_a_secret_from_a_file_may_end_with_a_newline(monkeypatch: pytest.MonkeyP
     assert [getattr(settings, name.lower()).get_secret_value() for name in names] == [TOKEN] * 4
     assert settings.aws_access_key_id == "key"
     assert settings.status_host == "0.0.0.0"
+
+
+def test_cuda_reads_its_setting_of_the_env_file_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text("CUDA_VISIBLE_DEVICES=2,3\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    load_settings(tmp_path / ".env")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "", "the environment hides every GPU"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    load_settings(tmp_path / ".env")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert visible_gpus() == ("2", "3")
 
 
 def test_workers_of_a_fleet_differ_in_gpu_name_and_port(monkeypatch: pytest.MonkeyPatch) -> None:
