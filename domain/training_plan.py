@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -30,8 +31,12 @@ class InitialLora:
         """
         if not parameters.dim_from_weights:
             return parameters
+        alpha = self.alpha
+        if parameters.use_rslora:
+            # rsLoRA divides by sqrt(rank). Rounded, since a file has its alpha in float32.
+            alpha = float(f"{alpha / math.sqrt(self.rank):.6g}")
         try:
-            return replace(parameters, rank=self.rank, alpha=self.alpha)
+            return replace(parameters, rank=self.rank, alpha=alpha)
         except InvalidParameter as error:
             name, allowed = error.name, error.remedy.removeprefix("give ")
             raise UserError(

@@ -88,6 +88,18 @@ def test_dim_from_weights_takes_rank_and_alpha(images: Images, first: bytes) -> 
     assert initial.with_own_dimensions(replace(parameters, dim_from_weights=False)).rank == 16
 
 
+@pytest.mark.parametrize("rank", [4, 200])
+def test_a_continuation_keeps_the_scale_and_alpha_of_rslora(
+    trainer: DiffusionTrainer, images: Images, rank: int
+) -> None:
+    plan = plan_of(images[:2], rank=rank, alpha=1024.0, use_rslora=True)
+    initial = initial_from_bytes(run(trainer, plan, steps=0).weights)
+    again = plan_of(images[:2], rank=8, use_rslora=True, dim_from_weights=True)
+    taken = initial.with_own_dimensions(again.parameters)
+    assert (taken.rank, taken.alpha) == (rank, 1024.0)
+    assert taken.lora_scale == plan.parameters.lora_scale
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
