@@ -8,7 +8,16 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
-from domain.limits import Boolean, BoundedText, Choice, FloatRange, IntRange, Limit, Prompts
+from domain.limits import (
+    Boolean,
+    BoundedText,
+    Choice,
+    FloatRange,
+    IntRange,
+    InvalidParameter,
+    Limit,
+    Prompts,
+)
 
 MIN_DEFAULT_EPOCHS = 100
 MAX_DEFAULT_EPOCHS = 500
@@ -97,7 +106,7 @@ class TrainingParameters:
     in a task ``s3://bucket/key`` or ``gs://bucket/key`` in a bucket of the images or of the
     weights. Its rank and layers must fit this run's."""
     dim_from_weights: bool = False
-    """Take rank and alpha from ``network_weights``."""
+    """Take rank and alpha from ``network_weights``, which must be given."""
     train_text_encoder: bool = False
     """Train LoRA layers in the text encoder too, so that the style learns what its words mean.
     Captions are then encoded at every step, which costs time and memory."""
@@ -288,7 +297,7 @@ class RequestedParameters:
     """The parameters that a task sets, already checked; the others take their defaults.
 
     Raises:
-        InvalidParameter: a value is out of range.
+        InvalidParameter: a value is out of range, or ``dim_from_weights`` lacks the weights.
         ValueError: a name is not a parameter.
     """
 
@@ -303,7 +312,10 @@ class RequestedParameters:
             # JSON and the command line give lists; convert them so that equal tasks compare equal.
             object.__setattr__(self, "named", {**self.named, "sample_prompts": tuple(prompts)})
         # The count and the resolution are arbitrary: only the named values can be out of range.
-        self.resolve(image_count=10, native_resolution=512)
+        found = self.resolve(image_count=10, native_resolution=512)
+        if found.dim_from_weights and found.network_weights is None:
+            remedy = "give network_weights too, or leave it out"
+            raise InvalidParameter("dim_from_weights", True, remedy)
 
     def resolve(self, *, image_count: int, native_resolution: int) -> TrainingParameters:
         """Fill in the defaults that depend on the images, the base model and the optimizer."""

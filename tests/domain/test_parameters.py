@@ -197,3 +197,11 @@ def test_a_rejection_names_the_part_that_is_wrong_and_the_remedy() -> None:
     with pytest.raises(InvalidParameter, match="sample_prompts=' ': give text of 1 to 500") as e:
         RequestedParameters({"sample_prompts": ("a cat", " ")})
     assert (e.value.name, e.value.value) == ("sample_prompts", " ")
+
+
+def test_dim_from_weights_needs_the_weights() -> None:
+    with pytest.raises(InvalidParameter, match="give network_weights too") as caught:
+        RequestedParameters({"dim_from_weights": True})
+    assert caught.value.name == "dim_from_weights"
+    RequestedParameters({"dim_from_weights": True, "network_weights": "s3://models/a.safetensors"})
+    RequestedParameters({"dim_from_weights": False})
