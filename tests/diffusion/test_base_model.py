@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from diffusers import UNet2DConditionModel
 
+from adapters.diffusion.base.fingerprint import fingerprint_of
 from adapters.diffusion.base.model import BaseModel, load_base
 from adapters.diffusion.base.names import BaseModelInvalid, check_name
 from tests.diffusion.single_file import write_single_file
@@ -259,3 +260,21 @@ def test_the_text_encoder_of_any_version_of_transformers_is_the_same(
     for change in (as_in_version_5, as_in_old_versions):
         edit(copy / TEXT, change)
         assert load_base(str(copy)).fingerprint == base.fingerprint
+
+
+def test_the_fingerprint_is_the_same_with_transformers_4(base: BaseModel) -> None:
+    class TextEncoderOfVersion4(torch.nn.Module):
+        """Names all its weights ``text_model.…``."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.text_model = base.text_encoder
+
+    parts = {
+        "unet": base.unet,
+        "vae": base.vae,
+        "text_encoder": base.text_encoder,
+        "scheduler": base.noise_schedule,
+    }
+    other = {**parts, "text_encoder": TextEncoderOfVersion4()}
+    assert fingerprint_of(other) == fingerprint_of(parts)

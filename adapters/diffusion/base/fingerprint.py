@@ -10,16 +10,18 @@ from typing import Any
 
 import torch
 
+from adapters.diffusion.base.pipeline_files import TEXT_PREFIX
+
 
 def fingerprint_of(components: Mapping[str, Any]) -> str:
     """SHA-256, in hex, over the weights and configurations that training uses of a pipeline.
 
     Weights are hashed in float32. A diffusers folder and a single-file checkpoint of the same
     model have the same fingerprint, and so do float32 and float16 files of weights that float16
-    represents exactly.
+    represents exactly. It is the same with every supported version of transformers.
     """
     weights = {
-        f"{part}.{name}": weight
+        f"{part}.{name.removeprefix(TEXT_PREFIX)}": weight
         for part in ("unet", "vae", "text_encoder")
         for name, weight in components[part].state_dict().items()
     }

@@ -33,7 +33,7 @@ _FILES = [
     "text_encoder/model-*.safetensors",
 ]
 """Files of a model at the hub that training uses: not those in half precision."""
-_PREFIX = "text_model."
+TEXT_PREFIX = "text_model."
 """Of the text encoder's weights; models of transformers 5 and some files omit it."""
 _PREDICTIONS = {"epsilon", "v_prediction"}
 _LATENT_CHANNELS = 4
@@ -137,11 +137,11 @@ def _text_encoder(folder: Path) -> CLIPTextModel:
     """
     model = _Uninitialised(CLIPTextConfig.from_pretrained(folder))
     whole = folder / "model.safetensors"
-    names = {key.removeprefix(_PREFIX): key for key in model.state_dict()}
+    names = {key.removeprefix(TEXT_PREFIX): key for key in model.state_dict()}
     weights: dict[str, torch.Tensor] = {}
     for file in [whole] if whole.is_file() else folder.glob("model-*.safetensors"):
         for key, weight in load_file(file).items():
-            weights[names.get(key.removeprefix(_PREFIX), key)] = weight
+            weights[names.get(key.removeprefix(TEXT_PREFIX), key)] = weight
     missing, _ = model.load_state_dict(weights, strict=False)  # old files also have positions
     if missing:
         raise ValueError(f"the text encoder lacks {min(missing)}")
