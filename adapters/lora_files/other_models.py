@@ -23,7 +23,7 @@ _KEYS = {
     re.compile(r"lora_te[12]_|text_encoder_2\.|.*(?:add_embedding|label_emb)[._]"): SDXL,
     re.compile(r".*transformer_blocks[._](?:[1-9]\d*)[._](?:attn|ff)"): SDXL,
 }
-_CONTEXT_WIDTHS = {2048: SDXL, 1024: SD2}
+CONTEXT_WIDTHS = {2048: SDXL, 1024: SD2}
 """By the width of the text encoder's output, which ``attn2``'s keys and values read."""
 _TEXT_WIDTHS = {1280: SDXL, 1024: SD2}
 _READS_CONTEXT = re.compile(r".*attn2[._](?:processor\.)?to_[kv](?:_lora)?\..*(?:down|lora_A)")
@@ -70,7 +70,7 @@ def _by_width(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     for key, shape in shapes.items():
         if len(shape) < 2:
             continue
-        widths = _CONTEXT_WIDTHS if _READS_CONTEXT.match(key) else {}
+        widths = CONTEXT_WIDTHS if _READS_CONTEXT.match(key) else {}
         if _READS_TEXT.match(key):
             widths = _TEXT_WIDTHS
         if shape[1] in widths:

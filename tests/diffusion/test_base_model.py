@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from adapters.diffusion.base.fingerprint import fingerprint_of
 from adapters.diffusion.base.model import BaseModel, load_base
@@ -152,6 +153,26 @@ def test_another_model_is_rejected(
     copy: Path, file: str, values: dict[str, object], message: str
 ) -> None:
     edit_json(copy / file, **values)
+    assert message in rejection(copy)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"cross_attention_dim": 1024}, "is Stable Diffusion 2; give a Stable Diffusion 1.5"),
+        ({"transformer_layers_per_block": 2}, "transformer_blocks.1"),
+    ],
+)
+def test_a_model_whose_styles_are_not_of_sd15_is_rejected(
+    base: BaseModel, copy: Path, values: dict[str, int], message: str
+) -> None:
+    unet = UNet2DConditionModel.from_config({**base.unet.config, **values})
+    unet.save_pretrained(copy / "unet")
+    width = unet.config.cross_attention_dim
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig.from_dict({**base.text_encoder.config.to_dict(), "hidden_size": width})
+    )
+    text_encoder.save_pretrained(copy / "text_encoder")
     assert message in rejection(copy)
 
 

@@ -15,6 +15,10 @@ from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from adapters.diffusion.base.names import PICKLES, BaseModelInvalid, check_name, hub_has
+from adapters.diffusion.lora_targets import UNET_LAYERS, layers_ending
+from adapters.lora_files.lora_formats import UNET, is_layer
+from adapters.lora_files.other_models import CONTEXT_WIDTHS
+from domain.parameters import LoraTargets
 
 _PIPELINE = "StableDiffusionPipeline"
 _EXPECTED = {
@@ -185,6 +189,11 @@ def _check(name: str, components: Mapping[str, Any]) -> None:
         raise BaseModelInvalid(
             name, "its text encoder does not fit its unet; give a complete model"
         )
+    # A style of another model would be labelled as one of SD 1.5, and could not be read.
+    layers = layers_ending(unet, UNET_LAYERS[LoraTargets.CONVOLUTIONS])
+    foreign = (f"a model with {layer}" for layer in layers if not is_layer((UNET, layer)))
+    if other := CONTEXT_WIDTHS.get(unet.config.cross_attention_dim) or next(foreign, None):
+        raise BaseModelInvalid(name, f"is {other}; give a Stable Diffusion 1.5")
     predicts = components["scheduler"].config.get("prediction_type", "epsilon")
     if predicts not in _PREDICTIONS:
         raise BaseModelInvalid(
