@@ -46,8 +46,11 @@ class WorkerLoop:
     not_ready: Callable[[], str | None] = lambda: None
     """Returns why the worker cannot take tasks now, or None; called before each receive."""
 
-    def __call__(self, stop: StopSignal, *, until_empty: bool = False) -> None:
+    def __call__(self, stop: StopSignal, *, until_empty: bool = False) -> bool:
         """Process messages until ``stop``, or until the queue is empty.
+
+        Returns:
+            False if the worker left the queue because it cannot take tasks now.
 
         Raises:
             TrainerBroken: the device failed, so every further task would fail too. The message is
@@ -59,7 +62,7 @@ class WorkerLoop:
                 if not paused:
                     log.error("the worker receives no tasks: %s", trouble)
                 if until_empty:
-                    return
+                    return False
                 paused = True
                 sleep(UNAVAILABLE_PAUSE, self.clock, stop)
                 continue
@@ -81,13 +84,14 @@ class WorkerLoop:
             if delivery is None:
                 idle += RECEIVE_SECONDS
                 if until_empty and idle >= self.idle_seconds:
-                    return
+                    break
                 continue
             idle = 0.0
             settlement = self._process(delivery, stop)
             if isinstance(settlement, RetryLater) and settlement.device_broken:
                 log.critical("the worker exits: its device has failed")
                 raise TrainerBroken(settlement.reason)
+        return True
 
     def _process(self, delivery: Delivery, stop: StopSignal) -> Settlement:
         task: TrainingTask | InvalidTask
@@ -156,14 +160,13 @@ class WorkerPool:
 
     loops: Sequence[WorkerLoop]
 
-    def __call__(self, stop: StopSignal, *, until_empty: bool = False) -> None:
-        """Run until ``stop``, or until all loops find the queue empty.
+    def __call__(self, stop: StopSignal, *, until_empty: bool = False) -> bool:
+        """Run until ``stop``, or until all loops find the queue empty. Returns as one loop does.
 
         If a loop raises, the others shut down in an orderly way, and the error is raised.
         """
         if len(self.loops) == 1:
-            self.loops[0](stop, until_empty=until_empty)
-            return
+            return self.loops[0](stop, until_empty=until_empty)
         stop = StopSignal(stop)
         with ThreadPoolExecutor(len(self.loops), thread_name_prefix="slot") as pool:
             loops = [pool.submit(loop, stop, until_empty=until_empty) for loop in self.loops]
@@ -172,5 +175,5 @@ class WorkerPool:
             finally:
                 # If one loop failed, stop the others.
                 stop.request(StopReason.SHUTDOWN)
-        for ended in loops:
-            ended.result()  # raises the loop's error
+        results = [ended.result() for ended in loops]  # raises a loop's error
+        return any(results)

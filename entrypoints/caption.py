@@ -24,8 +24,7 @@ examples:
 Correct the captions between the two commands. Words for the medium, such as "a painting of", are
 left out of the captions, so that the style learns them.
 
-exit codes: 0 every usable image has a caption, 1 the model generated none for some, 2 the input is
-wrong, 130 interrupted
+exit codes: 0 every usable image has a caption, 1 one has none, 2 wrong input, 130 interrupted
 """
 
 

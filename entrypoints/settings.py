@@ -442,10 +442,9 @@ class Settings(BaseModel):
     @property
     def image_buckets(self) -> tuple[Bucket, ...]:
         """The buckets that images may come from. A name without a scheme allows every store."""
-        if self.allowed_image_buckets:
-            names, schemes = self.allowed_image_buckets, self.schemes
-            buckets = [self._bucket(name, scheme) for name in names for scheme in schemes]
-        else:
+        names = self.allowed_image_buckets
+        buckets = [self._bucket(name, scheme) for name in names for scheme in self.schemes]
+        if not names:
             buckets = [self.images]
             if self.gcs_bucket_name is not None:
                 buckets.append(self._bucket(self.gcs_bucket_name, "gs"))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from domain.errors import UserError
 from entrypoints.cli import CommandParser, run_command
+from entrypoints.exit_codes import EXIT_FAILED
 
 if TYPE_CHECKING:
     from entrypoints.settings import Settings
@@ -107,9 +108,9 @@ def _work(arguments: argparse.Namespace) -> int:
             state.model = container.base_model().name
             worker_pool = container.worker_pool()
             log.info("worker %s waits for tasks in %s", container.worker(), queue_place(settings))
-            worker_pool(stop, until_empty=arguments.once)
+            done = worker_pool(stop, until_empty=arguments.once)
             log.info("worker %s exits", container.worker())
-    return 0
+    return 0 if done else EXIT_FAILED
 
 
 def _fleet(arguments: argparse.Namespace, settings: Settings) -> int:

@@ -123,8 +123,9 @@ def test_a_stop_ends_every_loop(queue: MemoryQueue) -> None:
 def test_a_single_loop_runs_in_the_callers_thread() -> None:
     calls = []
 
-    def loop(_stop: StopSignal, *, until_empty: bool) -> None:
+    def loop(_stop: StopSignal, *, until_empty: bool) -> bool:
         calls.append((threading.current_thread(), until_empty))
+        return True
 
     loops: list[Any] = [loop]
     WorkerPool(loops)(StopSignal(), until_empty=True)

@@ -159,6 +159,20 @@ def test_a_worker_rejects_json_without_a_check(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "error: --json: has no effect without --check\n"
 
 
+@pytest.mark.parametrize("slots", ["1", "2"])
+def test_a_worker_that_leaves_tasks_on_the_queue_fails(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, slots: str
+) -> None:
+    monkeypatch.setenv("BASE_MODEL", str(ROOT / "assets" / "small_base"))
+    monkeypatch.setenv("DEVICE", "cpu")
+    monkeypatch.setenv("JOBS_TOGETHER", slots)
+    monkeypatch.setenv("STATUS_PORT", "0")
+    monkeypatch.setenv("IDLE_SECONDS", "0.1")
+    assert worker.main(["--once"]) == 0
+    monkeypatch.setenv("MIN_DISK_GB", "1e9")
+    assert worker.main(["--once"]) == 1
+
+
 @pytest.mark.parametrize("name", ["train", "worker", "submit"])
 def test_help_needs_no_heavy_import(name: str) -> None:
     code = (
