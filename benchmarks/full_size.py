@@ -14,7 +14,7 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from adapters.diffusion.base.model import BaseModel
-from entrypoints.models import SMALL_BASE
+from benchmarks import SMALL_BASE
 
 RESOLUTION = 512
 

@@ -20,13 +20,13 @@ from adapters.diffusion.session import DiffusionSession, advance_runs
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from application.ports import TrainingSession
+from benchmarks import SMALL_BASE
 from benchmarks.full_size import RESOLUTION, full_size_base
 from benchmarks.gpu.facts import gib, wait_for
 from benchmarks.images import drawn_images
 from domain.image import TrainingImage
 from domain.parameters import TrainingParameters
 from domain.training_plan import TrainingPlan
-from entrypoints.models import SMALL_BASE
 
 T = TypeVar("T")
 

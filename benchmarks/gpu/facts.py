@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import time
+import tomllib
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
 
-from entrypoints.cli import version
+from benchmarks import ROOT
 
 
 def facts(device: torch.device) -> dict[str, Any]:
@@ -22,13 +23,19 @@ def facts(device: torch.device) -> dict[str, Any]:
     versions |= {"transformers": transformers.__version__}
     versions |= {"cuda": torch.version.cuda} if cuda else {}
     return {
-        "version": version(),
+        "version": _version(),
         "date": datetime.now(UTC).date().isoformat(),
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "memory_gib": gib(torch.cuda.get_device_properties(device).total_memory) if cuda else 0,
         "versions": versions,
         "matmul_tflops": matmul_limit(device),
     }
+
+
+def _version() -> str:
+    """The version of this checkout, which need not be installed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    return str(project["version"])
 
 
 def matmul_limit(device: torch.device, side: int = 8192, seconds: float = 1.0) -> float:

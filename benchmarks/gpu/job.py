@@ -7,12 +7,14 @@ the loading of the base model, as in a local run for one style.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -21,14 +23,15 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
+from adapters.diffusion.lean_imports import lean
 from adapters.images.decode import decode
 from adapters.images.folder import find_images
+from benchmarks import SMALL_BASE
 from benchmarks.gpu.facts import gib, wait_for
 from benchmarks.images import drawn_images, read_images
 from domain.loss_curve import EpochRecord
 from domain.parameters import TrainingParameters
 from domain.training_plan import TrainingPlan
-from entrypoints.models import SMALL_BASE, STANDARD_RESOLUTION, import_libraries
 
 if TYPE_CHECKING:
     from adapters.diffusion.trainer import DiffusionTrainer
@@ -73,8 +76,8 @@ def _rows_of_process(
     drawn_images(images, 20)
     command = [sys.executable, "-m", "benchmarks.gpu.job", str(base), str(images)]
     command += ["--device", str(device), "--epochs", str(options.epochs)]
-    if options.tiny:
-        command += ["--resolution", "64", "--preview-steps", "2"]
+    command += ["--resolution", "64"] if options.tiny else []
+    command += ["--preview-steps", "2"] if options.tiny else []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield from (json.loads(line) for line in process.stdout if line.startswith("{"))
@@ -88,12 +91,13 @@ def main() -> None:
     parser.add_argument("images", type=Path, help="a folder of images and captions")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--resolution", type=int, default=STANDARD_RESOLUTION)
+    parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--preview-steps", type=int)
     options = parser.parse_args()
-    import_libraries()
+    gc.disable()  # the imports, as a local run does them
+    lean(partial(import_module, "adapters.diffusion.trainer"))
+    gc.enable()
     from adapters.diffusion.base.model import load_base
-    from adapters.diffusion.lean_imports import lean
     from adapters.diffusion.preview import STEPS
     from adapters.diffusion.trainer import DiffusionTrainer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,15 @@ def test_each_part_keeps_bytecode_and_the_tests_need_no_other_file(python: Path)
     assert all(re.search(r"mark\.(gpu|kernels)", (ROOT / file).read_text()) for file in files)
     for command in commands[1:]:
         assert "--tiny --device cpu" in command
+
+
+def test_its_commands_need_no_library_of_the_entry_points() -> None:
+    modules = ["benchmarks.gpu.__main__", "benchmarks.gpu.job", "benchmarks.gpu.kernels"]
+    modules += ["tests.diffusion.test_gpu", "tests.diffusion.test_kernels"]
+    program = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    names = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "benchmarks" in names
+    assert "entrypoints" not in names
