@@ -162,11 +162,10 @@ class SpoolQueue:
         return shown
 
     def depths(self) -> Mapping[str, int]:
-        """Files by folder, without those that this worker holds."""
-        with self._lock:
-            held = {held.path for held in self._held.values()}
-        with self._io_errors():
-            waiting = sum(path not in held for path in self._folder.glob("[!.]*.json"))
+        """Files by folder, without those that a worker holds."""
+        # The lock: a file that is being counted cannot be received.
+        with self._lock, self._io_errors():
+            waiting = sum(map(_is_waiting, self._folder.glob("[!.]*.json")))
             dead = sum(1 for _ in self._dead.glob("*.json"))
         return {"waiting": waiting, "dead": dead}
 
@@ -276,6 +275,20 @@ class SpoolQueue:
         except OSError as error:
             where = error.filename or self._folder
             raise QueueUnavailable(f"SPOOL_DIR: {where}: {error.strerror or error}") from error
+
+
+def _is_waiting(path: Path) -> bool:
+    """Whether no worker holds this message. One that cannot be read waits for a person."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _reason_path(path: Path) -> Path:

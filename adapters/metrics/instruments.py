@@ -111,8 +111,7 @@ class Metrics:
         )
         self.queue_messages = gauge(
             "queue_messages",
-            "Messages ready for delivery; for a spool folder, also delayed ones and those that "
-            "another worker processes.",
+            "Messages ready for delivery; for a spool folder, also delayed ones.",
             "queue",
         )
         self.queue_up = gauge("queue_up", "1 when the last count of messages succeeded.")

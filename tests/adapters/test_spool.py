@@ -387,10 +387,16 @@ def test_a_message_that_cannot_be_settled_is_redelivered(
     assert len(list(folder.glob("*.json"))) == 1
 
 
-def test_a_held_message_does_not_count_as_waiting(queue: SpoolQueue) -> None:
+def test_a_message_that_any_worker_holds_does_not_count_as_waiting(
+    folder: Path, clock: ManualClock, queue: SpoolQueue
+) -> None:
     queue.publish(b'{"n": 1}')
     queue.publish(b'{"n": 2}')
-    held = receive(queue)
-    assert queue.depths() == {"waiting": 1, "dead": 0}
+    (folder / "a folder.json").mkdir()
+    held, other = receive(queue), open_queue(folder, clock)
+    for worker in (queue, other):
+        assert worker.depths() == {"waiting": 1, "dead": 0}
+    assert receive(other).body == b'{"n": 2}', "counting takes no message"
     queue.requeue(held)
-    assert queue.depths() == {"waiting": 2, "dead": 0}
+    for worker in (queue, other):
+        assert worker.depths() == {"waiting": 1, "dead": 0}
