@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -101,24 +102,32 @@ def test_a_call_does_not_wait_for_a_step_waiting_for_other_runs() -> None:
         waiting.result(LONG)
 
 
-def test_consecutive_calls_let_a_step_through() -> None:
+def test_calls_without_a_pause_let_a_step_through() -> None:
     """Previews use the device image by image while another run trains."""
-    steps, begun, arrived = Steps(), threading.Event(), threading.Event()
+    events: list[str] = []
 
     class Run(str):
         def __hash__(self) -> int:
-            arrived.set()  # the thread enters it among the runs that wait for a step
+            events.append("waits")
             return super().__hash__()
 
-    def first() -> None:
-        begun.set()
-        assert arrived.wait(LONG)
+    def take_step(runs: Sequence[str]) -> Mapping[str, str]:
+        events.append("step")
+        return dict.fromkeys(runs, "report")
 
-    with served(steps) as thread, ThreadPoolExecutor(2) as pool:
-        previews = pool.submit(lambda: (thread.call(first), thread.call(lambda: len(steps.taken))))
-        assert begun.wait(LONG)
-        pool.submit(thread.step, Run("a")).result(LONG)
-        assert previews.result(LONG)[1] == 1
+    def draw() -> None:
+        time.sleep(0.002)
+        events.append("call")
+
+    def draw_until_the_step() -> None:
+        while "step" not in events:
+            thread.call(draw)
+
+    thread = DeviceThread(take_step, LONG)
+    with thread.used():
+        at_once(draw_until_the_step, draw_until_the_step, lambda: thread.step(Run("a")))
+    between = events[events.index("waits") : events.index("step")]
+    assert between.count("call") <= 2  # each caller's, if it came before
 
 
 def test_an_error_is_raised_only_in_the_run_that_failed() -> None:
