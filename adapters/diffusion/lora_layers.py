@@ -49,8 +49,9 @@ class StyleLora:
     """(n,), float32, with a gradient at a fixed address."""
     unet: dict[str, LoraMatrices]
     text_encoder: dict[str, LoraMatrices]
+    unet_weights: torch.Tensor
     text_weights: torch.Tensor
-    """The text encoder's part of ``weights``, at its end."""
+    """The UNet's and the text encoder's part of ``weights``."""
     rank: int
     alpha: float
     """Other programs divide it by the rank to get the scale. With rsLoRA it is the requested alpha
@@ -142,6 +143,7 @@ class PackedLora:
             weights,
             dict(zip(self.unet, matrices, strict=False)),
             dict(zip(self.text_encoder, matrices[len(self.unet) :], strict=True)),
+            row[: len(row) - self._text_size],
             row[len(row) - self._text_size :],
             self._rank,
             self._scale * self._rank,

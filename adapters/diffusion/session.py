@@ -81,7 +81,7 @@ class DiffusionSession:
         self.total_steps = parameters.epochs * self._epoch_steps
         self.schedule = learning_rates(parameters, self.total_steps)
         """The learning rate of each step, before rollbacks."""
-        self.text_share = parameters.text_encoder_share
+        self.text_share = parameters.text_encoder_share if parameters.train_text_encoder else 1.0
         """The text encoder's learning rate as a factor on the UNet's."""
 
         self.lora = model.lora.new_style(slot, parameters.seed)

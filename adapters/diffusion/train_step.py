@@ -59,13 +59,16 @@ def train_step(model: TrainingModel, runs: Sequence[DiffusionSession]) -> None:
         if run.scaler.is_enabled():
             # An overflow lowers the loss scale and skips the step; it is not a divergence.
             norm = torch.nan_to_num(norm, nan=0.0, posinf=0.0)
-        run.optimizer.param_groups[0]["lr"] = run.schedule[run.step] * run.lr_factor
-        text_before = run.lora.text_weights.clone() if run.text_share != 1.0 else None
+        # Every available optimizer moves weights in proportion to the learning rate. So it steps
+        # at the higher rate, and the weights with the lower one keep a share of their step.
+        slower = run.lora.unet_weights if run.text_share > 1 else run.lora.text_weights
+        before = slower.clone() if run.text_share != 1 else None
+        rate = run.schedule[run.step] * run.lr_factor
+        run.optimizer.param_groups[0]["lr"] = rate * max(1.0, run.text_share)
         run.scaler.step(run.optimizer)
         run.scaler.update()
-        if text_before is not None:
-            # Every available optimizer moves weights in proportion to the learning rate.
-            run.lora.text_weights.lerp_(text_before, 1 - run.text_share)
+        if before is not None:
+            torch.lerp(before, slower, min(run.text_share, 1 / run.text_share), out=slower)
         run.optimizer.zero_grad(set_to_none=False)  # its memory is part of the packed gradient
         # Read at the end of the epoch. 0 * norm makes the loss NaN if the gradient is not finite.
         run.epoch_sums += torch.stack([loss + 0 * norm, norm])

@@ -19,9 +19,10 @@ from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.images.decode import decode
 from adapters.lora_files.files import read_lora, write_lora
 from adapters.lora_files.lora_formats import LoraFormat
+from application.ports import TrainingSession
 from benchmarks.full_size import pipeline_of
 from domain.image import TrainingImage
-from tests.diffusion.runs import plan_of, run, shown, weights_of
+from tests.diffusion.runs import drive, plan_of, run, shown, weights_of
 from tests.diffusion.single_file import unet_key, write_single_file
 from tests.lora_files.reference_loaders import comfy_names, comfy_patched
 
@@ -175,6 +176,38 @@ def test_the_text_encoder_has_its_own_learning_rate(
     slower = moved(text_encoder_lr=1e-3)
     assert slower[0] == same[0]
     assert slower[1] == pytest.approx(same[1] / 10, rel=0.02)
+
+
+def test_learning_rates_far_apart_are_both_exact(
+    trainer: DiffusionTrainer, images: Images
+) -> None:
+    """Downs start at about 0.1, where float32 is coarse, and ups at 0."""
+
+    def moved(unet: float, text: float) -> dict[str, float]:
+        """Total distance that each kind of matrix moves in four steps at these rates."""
+        rates: dict[str, Any] = {"learning_rate": unet, "text_encoder_lr": text}
+        rates["lr_scheduler"] = "constant"
+        plan = plan_of(images[:1], epochs=4, train_text_encoder=True, **rates)
+        with trainer.open(plan, None) as session:
+            before = matrices(session)
+            drive(session)
+            after = matrices(session)
+        return {kind: float((after[kind] - before[kind]).abs().sum()) for kind in after}
+
+    def matrices(session: TrainingSession) -> dict[str, torch.Tensor]:
+        assert isinstance(session, DiffusionSession)
+        models = {"unet": session.lora.unet, "text": session.lora.text_encoder}
+        return {
+            f"{model} {kind}": torch.cat([getattr(own, kind).flatten() for own in layers.values()])
+            for model, layers in models.items()
+            for kind in ("down", "up")
+        }
+
+    equal, of_text, of_unet = moved(1e-4, 1e-4), moved(1e-9, 1e-4), moved(1e-4, 1e-9)
+    assert of_text["text down"] == pytest.approx(equal["text down"], rel=0.05)
+    assert of_text["unet up"] == pytest.approx(1e-5 * equal["unet up"], rel=0.05)
+    assert of_unet["unet down"] == pytest.approx(equal["unet down"], rel=0.05)
+    assert of_unet["text up"] == pytest.approx(1e-5 * equal["text up"], rel=0.05)
 
 
 def test_previews_show_the_trained_text_encoder(trainer: DiffusionTrainer, images: Images) -> None:
