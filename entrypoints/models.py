@@ -31,7 +31,7 @@ def default_base(device: str) -> tuple[str, str]:
     """
     if not device.startswith("cuda"):
         return str(SMALL_BASE), "the training runs on the CPU"
-    if not is_cached(STABLE_DIFFUSION) and not hub_has(STABLE_DIFFUSION):
+    if not is_cached(STABLE_DIFFUSION) and not hub_has(STABLE_DIFFUSION, needed=False):
         return str(SMALL_BASE), "the Hugging Face hub cannot be reached"
     return STABLE_DIFFUSION, "there is a GPU and the model is available"
 

@@ -208,16 +208,29 @@ def test_an_unknown_name_is_rejected_without_the_hub_clients_advice(name: str) -
     assert [str(warning.message) for warning in shown] == []
 
 
-@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("hub", ["offline", "silent"])
 def test_a_model_in_the_hubs_cache_is_loaded_without_the_hub(
-    base: BaseModel, small_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: BaseModel,
+    small_base_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    hub: str,
 ) -> None:
+    over = threading.Event()
+    if hub == "offline":
+        request.getfixturevalue("offline")
+    else:
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: over.wait(60))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     model, commit = tmp_path / "models--someone--base", "0" * 40
     shutil.copytree(small_base_folder, model / "snapshots" / commit)
     (model / "refs").mkdir()
     (model / "refs" / "main").write_text(commit)
+    began = time.monotonic()
     loaded = load_base("someone/base")
+    assert time.monotonic() - began < 8
+    over.set()
     assert (loaded.name, loaded.fingerprint) == ("someone/base", base.fingerprint)
 
 
@@ -237,11 +250,29 @@ def test_a_hub_that_cannot_be_resolved_is_reported_within_seconds(
 ) -> None:
     over = threading.Event()
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: over.wait(60))
+    monkeypatch.setattr("adapters.diffusion.base.names.HUB_SECONDS", 0.5)
     began = time.monotonic()
     with pytest.raises(BaseModelInvalid, match="the hub cannot be reached"):
         check_name("no-such-owner/no-such-model")
     assert time.monotonic() - began < 10
     over.set()
+
+
+@pytest.mark.parametrize("cached", [None, "model_index.json"])
+def test_a_slow_hub_is_waited_for_if_a_model_is_not_complete_in_the_cache(
+    monkeypatch: pytest.MonkeyPatch, cached: str | None
+) -> None:
+    def look_in_cache(_name: str, file: str) -> str | None:
+        return file if file == cached else None
+
+    def download(*_: object, local_files_only: bool, **__: object) -> str:
+        assert not local_files_only
+        raise OSError("downloading")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: time.sleep(2))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", look_in_cache)
+    monkeypatch.setattr("adapters.diffusion.base.pipeline_files.snapshot_download", download)
+    assert "(downloading)" in rejection("someone/base")
 
 
 @pytest.mark.parametrize(

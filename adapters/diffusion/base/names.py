@@ -9,7 +9,9 @@ from pathlib import Path
 from domain.errors import UserError
 
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"}
-HUB_SECONDS = 1.5
+HUB_SECONDS = 10.0
+UNNEEDED_HUB_SECONDS = 1.5
+"""Limits for a response of the hub, if it is needed and if it is not."""
 
 
 class BaseModelInvalid(UserError, ValueError):
@@ -43,16 +45,21 @@ def check_name(name: str) -> None:
         )
 
 
-def hub_has(name: str) -> bool | None:
-    """Whether the hub has the model; None if it does not answer within ``HUB_SECONDS``."""
+def hub_has(name: str, *, needed: bool = True) -> bool | None:
+    """Whether the hub has the model; None if it does not respond in time.
+
+    Args:
+        needed: False to wait only briefly, because there is a cached copy or another model.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
+    seconds = HUB_SECONDS if needed else UNNEEDED_HUB_SECONDS
     found: list[bool] = []
 
     def look_up() -> None:
         try:
-            HfApi().model_info(name, timeout=HUB_SECONDS)
+            HfApi().model_info(name, timeout=seconds)
             found.append(True)
         except HfHubHTTPError:
             found.append(False)
@@ -62,7 +69,7 @@ def hub_has(name: str) -> bool | None:
     # In a thread: the client's timeout does not limit the look-up of the hub's address.
     thread = threading.Thread(target=look_up, daemon=True)
     thread.start()
-    thread.join(HUB_SECONDS)
+    thread.join(seconds)
     return found[0] if found else None
 
 

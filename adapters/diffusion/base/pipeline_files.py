@@ -14,7 +14,7 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from adapters.diffusion.base.names import PICKLES, BaseModelInvalid, check_name, hub_has
+from adapters.diffusion.base.names import PICKLES, BaseModelInvalid, check_name, hub_has, is_cached
 from adapters.diffusion.lora_targets import UNET_LAYERS, layers_ending
 from adapters.lora_files.lora_formats import UNET, is_layer
 from adapters.lora_files.other_models import CONTEXT_WIDTHS
@@ -82,7 +82,9 @@ def _from_file(name: str, path: Path, config_folder: Path | None) -> dict[str, A
 
 def _downloaded(name: str) -> Path:
     """The folder in the hub's cache with the model's files, which are downloaded if needed."""
-    offline = hub_has(name) is None  # the hub's client would retry for a minute
+    # An interrupted download leaves a part of the model.
+    needed = not is_cached(name, "unet/diffusion_pytorch_model.safetensors")
+    offline = hub_has(name, needed=needed) is None  # the hub's client would retry for a minute
     try:
         return Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=offline))
     except Exception as error:  # the hub client raises many types
