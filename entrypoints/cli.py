@@ -67,6 +67,10 @@ class CommandParser(argparse.ArgumentParser):
             message += f": did you mean {near[0]}?" if near else ""
         super().error(message)
 
+    def print_help(self, file: Any = None) -> None:
+        """Print the help. The library's own method hides that the disk is full."""
+        print(self.format_help(), end="", file=file)
+
     def add_common_options(self) -> None:
         """Add ``--debug``, ``--version`` and ``--print-completion``."""
         group = self.add_argument_group("about this command")

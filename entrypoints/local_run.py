@@ -181,14 +181,9 @@ def inspect(
     Raises:
         UserError: no image is usable; the text lists each with its reason.
     """
+    places = tuple(Location(IMAGES, name) for name in names)
     images = fetch_images(
-        tuple(Location(IMAGES, name) for name in names),
-        FACTS_RESOLUTION,
-        blobs,
-        inspector,
-        config,
-        StopSignal(),
-        quiet=True,
+        places, FACTS_RESOLUTION, blobs, inspector, config, StopSignal(), quiet=True
     )
     if not images.usable:
         reasons = "; ".join(f"{rejected.name}: {rejected.reason}" for rejected in images.rejected)

@@ -344,9 +344,10 @@ def test_a_closed_standard_stream_is_no_defect(stream: int) -> None:
     assert done.stdout == (b"" if stream == 1 else b"x\n")
 
 
-def test_a_full_disk_below_the_output_is_reported() -> None:
+@pytest.mark.parametrize("program", [["-c", PRINTING], ["-m", "entrypoints.train", "--help"]])
+def test_a_full_disk_below_the_output_is_reported(program: list[str]) -> None:
     done = subprocess.run(
-        ["sh", "-c", 'exec "$@" >/dev/full', "sh", sys.executable, "-c", PRINTING],
+        ["sh", "-c", 'exec "$@" >/dev/full', "sh", sys.executable, *program],
         cwd=ROOT,
         capture_output=True,
         timeout=60,
