@@ -24,7 +24,7 @@ from adapters.diffusion.execution import choose_execution
 from benchmarks.gpu.bench import attempts, prepare
 from benchmarks.gpu.facts import facts, slug
 from benchmarks.gpu.job import whole_job
-from benchmarks.gpu.results import PARTS, kept_results
+from benchmarks.gpu.results import PARTS, kept_results, write_results
 from benchmarks.gpu.speed import FALLBACK_FLOP, WAYS, count_flop, speed
 from benchmarks.gpu.styles import several_styles
 from benchmarks.measuring_cost import EPOCHS, measuring_cost
@@ -55,8 +55,7 @@ def main() -> None:
         measured.append({"part": part, **row})
         results["rows"] = sorted(kept + measured, key=lambda row: PARTS.index(row["part"]))
         print(json.dumps(row), flush=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(results, indent=1) + "\n")
+        write_results(target, results)
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

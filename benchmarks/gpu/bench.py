@@ -149,6 +149,12 @@ def pace(bench: Bench, batch: int, per_step: float) -> dict[str, Any]:
     return row
 
 
+def recorded(session: TrainingSession) -> bool:
+    """Whether the run's steps are recorded; after a failed recording they are not."""
+    assert isinstance(session, DiffusionSession)
+    return session.model.graphs.size is not None
+
+
 def watching_a_step(session: TrainingSession, watch: Callable[[Callable[[], None]], T]) -> T:
     """Call ``watch`` with a function that trains the next step, in the thread that uses the
     device: torch's counters record the calls of their own thread only."""

@@ -9,6 +9,8 @@ from typing import Any
 
 PARTS = ("speed", "styles", "cost", "job")
 """Parts, in the order of their rows."""
+RECIPE = "plain recipe, eager"
+"""Name of the recipe's rows."""
 LIMITS = ("matmul_tflops", "tflop_per_image")
 """Facts from which the shares in the rows of steps are computed."""
 
@@ -24,3 +26,11 @@ def kept_results(target: Path, facts: dict[str, Any], parts: Sequence[str]) -> d
     rows = [row for row in results["rows"] if row["part"] not in parts]
     steps = any(row["part"] == "speed" for row in rows)
     return {"rows": rows, **{name: results[name] for name in (LIMITS if steps else ())}}
+
+
+def write_results(target: Path, results: dict[str, Any]) -> None:
+    """Replace the file at once: an interruption leaves the old one or the new one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_suffix(".new")
+    new.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    new.replace(target)

@@ -15,8 +15,16 @@ import torch
 from adapters.diffusion.cuda_graphs import CudaRecorder
 from adapters.diffusion.execution import ExecutionOptions
 from adapters.diffusion.fused.blocks import sharing_weights
-from benchmarks.gpu.bench import Bench, attempts, encoders_at_home, measure, watching_a_step
+from benchmarks.gpu.bench import (
+    Bench,
+    attempts,
+    encoders_at_home,
+    measure,
+    recorded,
+    watching_a_step,
+)
 from benchmarks.gpu.facts import reset_peak_memory, wait_for
+from benchmarks.gpu.results import RECIPE
 from benchmarks.plain_recipe import plain_steps
 
 FALLBACK_FLOP = 1.72e12
@@ -67,7 +75,7 @@ def speed(
         for way in options.ways:
             trick = ours.get(way)
             if trick is None:
-                rows = attempts(partial(measure_recipe, bench, batch), "plain recipe, eager")
+                rows = attempts(partial(measure_recipe, bench, batch), RECIPE)
             else:
                 rows = attempts(partial(measure_trick, bench, trick, batch), trick.name)
             for row in rows:
@@ -107,6 +115,8 @@ def measure_trick(bench: Bench, trick: Trick, batch: int) -> dict[str, Any]:
             wait_for(bench.device)
             opened = time.perf_counter() - started
             row = measure(bench, batch, session.advance)
+            if trick.execution.make_recorder is not None:
+                row["still_recorded"] = recorded(session)
             return {**row, "open_s": round(opened, 2)}
     finally:
         torch.compiler.reset()

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from benchmarks.gpu import __main__ as command
 from benchmarks.gpu.bench import MAX_WAIT, Bench, prepare
 from benchmarks.gpu.job import whole_job
 from benchmarks.gpu.kernels import kernels_of_step
-from benchmarks.gpu.results import kept_results
-from benchmarks.gpu.speed import count_flop, measure_recipe
+from benchmarks.gpu.results import RECIPE, kept_results, write_results
+from benchmarks.gpu.speed import count_flop, measure_recipe, measure_trick, tricks
 from benchmarks.gpu.tables import NOTHING, device_tables, gpu_tables
 from entrypoints.models import SMALL_BASE
 from tests.services.commands import ROOT, environment
+
+CARD: dict[str, Any] = {"device": "card", "memory_gib": 8, "versions": {}, "matmul_tflops": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +157,56 @@ def test_styles_that_were_not_recorded_are_marked() -> None:
         "images_per_s": 9.5,
     }
     row |= {"times_one_at_a_time": 0.9, "recordings": 0, "still_recorded": False}
-    card = {"device": "card", "memory_gib": 8, "versions": {}, "matmul_tflops": 1.0, "rows": [row]}
-    assert "| 4 | 4, eager | 9.5 | 0.9 |" in device_tables(card)
+    assert "| 4 | 4, eager | 9.5 | 0.9 |" in device_tables({**CARD, "rows": [row]})
+
+
+@pytest.mark.integration
+def test_steps_that_were_not_recorded_are_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr("benchmarks.gpu.bench.Rerun.record", fails)
+    options = argparse.Namespace(tiny=True, seconds=0.0)
+    bench = prepare(options, torch.device("cpu"), tmp_path)
+    bench = replace(bench, seconds=0.01)
+    rows = [
+        {"part": "speed", "batch": 1, "name": way.name, **measure_trick(bench, way, 1)}
+        for name, way in tricks(torch.float32).items()
+        if name in ("eager", "graphs")
+    ]
+    tables = device_tables({**CARD, "rows": rows})
+    assert f"| {rows[0]['steps_per_s']} |" in tables
+    assert f"| {rows[1]['steps_per_s']}, eager |" in tables
+
+
+def test_trainer_is_compared_with_the_recipe_whatever_their_order() -> None:
+    speeds = {"+ fused kernels": 10.0, RECIPE: 4.0}
+    rows = [
+        {"part": "speed", "batch": 1, "name": name, "steps_per_s": speed}
+        | {"images_per_s": 1.0, "ms_per_step": 1.0, "share_of_matmul_limit": 0.5}
+        for name, speed in speeds.items()
+    ]
+    assert "| 1 | 4.0 | 10.0 | 2.5 |" in device_tables({**CARD, "rows": rows})
+    assert "| 1 | - | - |" in device_tables({**CARD, "rows": rows[:1]})
+
+
+def test_an_interruption_leaves_a_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "card.json"
+    write_results(file, {"rows": [1]})
+
+    def interrupted(path: Path, text: str, *_: object) -> None:
+        with path.open("w") as opened:
+            opened.write(text[:5])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_results(file, {"rows": [1, 2]})
+    assert json.loads(file.read_text("utf-8")) == {"rows": [1]}
 
 
 def test_remeasuring_one_part_keeps_the_rows_of_the_others(tmp_path: Path) -> None:
