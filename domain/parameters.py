@@ -225,12 +225,13 @@ class TrainingParameters:
 
     def with_lower_learning_rate(self) -> TrainingParameters:
         """The parameters of the second try after a divergence."""
-        text = self.text_encoder_lr
-        return replace(
-            self,
-            learning_rate=self.learning_rate * SECOND_TRY_FACTOR,
-            text_encoder_lr=None if text is None else text * SECOND_TRY_FACTOR,
-        )
+        lowered = {
+            # The smallest rates would become 0, which is out of range.
+            name: max(rate * SECOND_TRY_FACTOR, math.ulp(0.0))
+            for name in LEARNING_RATES
+            if (rate := getattr(self, name)) is not None
+        }
+        return replace(self, **lowered)
 
     def warmup_steps(self, total_steps: int) -> int:
         """Number of warm-up steps in a run of ``total_steps``; 0 for schedules without warm-up."""

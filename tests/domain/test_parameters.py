@@ -173,6 +173,16 @@ def test_the_text_encoders_learning_rate_is_the_unets_unless_given() -> None:
     assert share(learning_rate=1e-3, text_encoder_lr=1e-4) == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("rate", [1e-4, 5e-324])
+def test_the_second_try_has_lower_rates_above_zero(rate: float) -> None:
+    first = TrainingParameters(epochs=1, resolution=512, learning_rate=rate, text_encoder_lr=rate)
+    second = first.with_lower_learning_rate()
+    assert 0 < second.learning_rate <= rate
+    assert second.text_encoder_lr == second.learning_rate
+    plain = TrainingParameters(epochs=1, resolution=512).with_lower_learning_rate()
+    assert plain.text_encoder_lr is None
+
+
 def test_a_schedule_without_warm_up_has_none() -> None:
     constant = TrainingParameters(
         epochs=1,
