@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -46,9 +47,9 @@ class EpochRecord:
 
 
 def measured_loss(record: EpochRecord) -> float:
-    """The measured loss of an evaluated epoch."""
+    """The measured loss of an evaluated epoch; infinity for NaN, which does not compare."""
     assert record.measured_loss is not None  # only evaluated epochs are compared
-    return record.measured_loss
+    return math.inf if math.isnan(record.measured_loss) else record.measured_loss
 
 
 def best_epoch(history: Sequence[EpochRecord]) -> EpochRecord | None:
@@ -75,6 +76,8 @@ def is_worse(record: EpochRecord, other: EpochRecord) -> bool:
     """
     if not record.prediction_losses or not other.prediction_losses:
         return False
+    if not all(map(math.isfinite, (*record.prediction_losses, *other.prediction_losses))):
+        return measured_loss(record) > measured_loss(other)
     pairs = zip(record.prediction_losses, other.prediction_losses, strict=True)
     differences = [loss - other_loss for loss, other_loss in pairs]
     if len(differences) < 2:
@@ -98,8 +101,11 @@ def epochs_to_deliver(
     measured = [record for record in history if record.measured_loss is not None]
     if not measured:
         return [last]
-    limit = math.inf if baseline is None else measured_loss(baseline)
-    learnt = sorted((r for r in measured if measured_loss(r) <= limit), key=measured_loss)
+    # Losses that are not finite are never within the limit.
+    limit = sys.float_info.max if baseline is None else measured_loss(baseline)
+    learnt = sorted(
+        (r for r in measured if measured_loss(r) <= limit < math.inf), key=measured_loss
+    )
     if not learnt:
         return []
     sound = last in learnt and not is_worse(last, learnt[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -46,6 +47,19 @@ def test_only_a_difference_above_the_noise_is_worse() -> None:
     assert not is_worse(record(1, 0.50), record(2, 0.51))
     assert not is_worse(record(1, 0.50), record(2, 0.50))
     assert not is_worse(record(2, 0.51), record(1, None))
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_worse_than_a_finite_one(broken: float) -> None:
+    one = record(2, 0.5, broken, 0.0, 0.0, 0.0)
+    assert is_worse(one, record(1, 0.5))
+    assert not is_worse(record(1, 0.5), one)
+    assert not is_worse(one, one)
+    assert chosen(0.9, broken) == [1]
+    assert chosen(broken, 0.9) == [2]
+    both_broken = [record(1, broken)], record(0, broken)
+    assert epochs_to_deliver(*both_broken, DeliveredEpoch.AUTO) == []
+    assert epochs_to_deliver([record(1, broken)], None, DeliveredEpoch.AUTO) == []
 
 
 def test_the_last_epoch_is_delivered_unless_it_is_worse() -> None:
@@ -155,6 +169,17 @@ def test_a_diverging_run_is_retried_with_a_tenth_of_the_learning_rate(
     assert (job.metric.delivered_epoch, job.attempt) == (25, 1)
     (again,) = [event for event in world.events if isinstance(event, SecondTryBegan)]
     assert again.learning_rate == pytest.approx(0.003)
+
+
+def test_a_run_whose_loss_is_not_finite_is_retried(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflows_when_fast(epoch: int, rate: float) -> float:
+        return math.inf if rate > 5e-3 else 1 / epoch
+
+    measure(monkeypatch, overflows_when_fast)
+    assert world.worker()(a_task(learning_rate=0.03), StopSignal()) == Ack()
+    assert world.job().state is JobState.COMPLETED
 
 
 def failed(world: World) -> list[FailureCode]:

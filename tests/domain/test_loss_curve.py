@@ -35,6 +35,13 @@ def test_of_equal_epochs_the_earliest_is_the_best() -> None:
     assert best.epoch == 2
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_an_epoch_whose_loss_is_not_finite_is_not_the_best(broken: float) -> None:
+    best = best_epoch(history((broken, None), (0.2, None), (broken, None)))
+    assert best is not None
+    assert best.epoch == 2
+
+
 def test_a_rising_held_out_loss_with_a_falling_training_loss_is_reported() -> None:
     losses = (0.3, 0.30), (0.2, 0.25), (None, None), (0.1, 0.28), (None, None)
     note = overfitting_note(history(*losses))
