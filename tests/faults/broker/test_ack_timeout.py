@@ -17,6 +17,7 @@ from application.ports import DeliveryLost
 from tests.faults.broker.node import QUORUM
 from tests.services.broker import Broker
 from tests.services.queues import opened, receive
+from tests.services.waiting import eventually
 
 pytestmark = pytest.mark.faults
 
@@ -84,15 +85,15 @@ def test_a_message_is_requeued_by_the_consumer_timeouts(
                 assert queue.receive(QUIET_SECONDS) is None
                 queue.acknowledge(held)
                 return
-            again = receive(queue)
             # Up to 4.2 the broker closes the channel. From 4.3 on it cancels the consumer, and
             # pika raises nothing: the adapter has to check.
+            eventually(lambda: "its acknowledgement timeout" in caplog.text)
+            again = receive(queue)
             assert (again.body, again.redelivered) == (b"{}", True)
             with pytest.raises(DeliveryLost):
                 queue.retry_later(held, 0.1, "busy")
             queue.acknowledge(again)
             assert sum(queue.depths().values()) == 0
-        assert "its acknowledgement timeout" in caplog.text
     finally:
         if source == "broker":
             broker.evaluate("application:set_env(rabbit, consumer_timeout, 1800000)")
