@@ -43,8 +43,8 @@ def load_initial_lora(lora: StyleLora, data: bytes) -> None:
         data: the bytes of an ``InitialLora``.
 
     Raises:
-        InvalidLoraFile: the rank differs, or the file has layers or magnitudes that the run
-            does not train; the message names them and the option that enables them.
+        InvalidLoraFile: the rank differs, the run's alpha is too small, or the file has layers or
+            magnitudes that the run does not train; the message names the option to change.
     """
     own = _by_name(lora)
     weights = decode_lora(data)[0]
@@ -76,8 +76,11 @@ def load_initial_lora(lora: StyleLora, data: bytes) -> None:
                 if given.per_input
                 else "set use_dora as in the training of the LoRA in network_weights"
             )
+        up = up.float() * (given.alpha / given.rank) / (lora.alpha / lora.rank)
+        if not up.abs().max() <= torch.finfo(torch.float16).max:  # the type in the style's file
+            raise InvalidLoraFile("alpha is too small to continue network_weights: raise it")
         matrices.down.copy_(down)
-        matrices.up.copy_(up.float() * (given.alpha / given.rank) / (lora.alpha / lora.rank))
+        matrices.up.copy_(up)
         if given.magnitude is not None and matrices.magnitude is not None:
             matrices.magnitude.copy_(given.magnitude)
     fresh = len(own) - len(weights)

@@ -105,9 +105,11 @@ def test_a_continuation_keeps_the_scale_and_alpha_of_rslora(
     [
         ({"rank": 8}, "rank 4 and this run 8: set rank to 4, or dim_from_weights"),
         ({"use_dora": True}, "set use_dora as in"),
+        ({"alpha": 1e-6}, "alpha is too small to continue network_weights: raise it"),
+        ({"alpha": 5e-324}, "alpha is too small"),
     ],
 )
-def test_another_rank_or_kind_is_named(
+def test_an_option_that_does_not_fit_the_lora_is_named(
     trainer: DiffusionTrainer,
     images: Images,
     first: bytes,

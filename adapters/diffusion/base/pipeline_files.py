@@ -182,15 +182,12 @@ def _check(name: str, components: Mapping[str, Any]) -> None:
     parts = (unet, components["vae"], text_encoder)
     if any(weight.is_meta for part in parts for weight in part.parameters()):
         raise BaseModelInvalid(name, "lacks some of its weights; give a complete checkpoint")
-    if unet.config.in_channels != _LATENT_CHANNELS:
+    if (channels := unet.config.in_channels) != _LATENT_CHANNELS:
         raise BaseModelInvalid(
-            name,
-            f"takes {unet.config.in_channels} channels, as for inpainting; give a plain model",
+            name, f"takes {channels} channels, as for inpainting; give a plain model"
         )
     if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
-        raise BaseModelInvalid(
-            name, "its text encoder does not fit its unet; give a complete model"
-        )
+        raise BaseModelInvalid(name, "its text encoder does not fit its UNet; give a whole model")
     # A style of another model would be labelled as one of SD 1.5, and could not be read.
     layers = layers_ending(unet, UNET_LAYERS[LoraTargets.CONVOLUTIONS])
     foreign = (f"a model with {layer}" for layer in layers if not is_layer((UNET, layer)))
