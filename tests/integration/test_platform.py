@@ -172,5 +172,7 @@ def test_a_worker_killed_between_the_backends_commit_and_response_announces_once
     with a_worker(
         cwd=platform.folder, stderr=subprocess.PIPE, **platform.settings(), **short
     ) as healer:
-        eventually(lambda: "report.html" in str(platform.names(MEDIA)), within=240, running=healer)
+        eventually(
+            lambda: "lease.json" not in str(platform.names(MEDIA)), within=240, running=healer
+        )
     assert [call.kind for call in platform.backend.final] == ["complete"]
