@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from adapters.common.devices import devices_present, gpus_of_torch
+from adapters.common.devices import devices_present, gpus_of_torch, max_jobs_for_memory
 from domain.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,8 +50,6 @@ def choose_slots(settings: Settings, devices: Callable[[], Sequence[str]]) -> in
     if settings.jobs_together != "auto":
         return int(settings.jobs_together)
     import torch
-
-    from adapters.diffusion.gpu_capacity import max_jobs_for_memory
 
     chosen = torch.device(devices()[0])
     if chosen.type != "cuda":

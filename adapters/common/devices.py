@@ -1,4 +1,4 @@
-"""Names of devices, and which of them exist on this machine."""
+"""Names of devices, which of them exist on this machine, and how many jobs fit a GPU."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from itertools import takewhile
 
 from domain.errors import UserError
 
+MAX_JOBS = 8
+"""More jobs gain nothing: a batch of 8 keeps an H200 busy."""
+_GIB = 2**30
+_FIXED = 3.5 * _GIB
+"""Base model in 16 bits, the encoders while they encode, and libraries' workspaces: the maximum
+measured on an H200 for a job of one image per step."""
+_OF_STYLE = 0.75 * _GIB
+"""Feature maps of one image at 512 px, and the weights and optimizer of its style. On an H200
+each further image of a batch took 0.6 GiB."""
 _REMEDY = "give cpu, cuda, or GPUs by their numbers such as cuda:1 or cuda:0,cuda:1"
 
 
@@ -91,3 +100,12 @@ def choose_gpus(text: str, visible: Sequence[str]) -> tuple[str, ...]:
         there = f"give numbers from 0 to {every[-1]}" if every[1:] else "the only one is 0"
         raise UserError(f"--gpus {text}: there is no GPU {missing}; {there}")
     return tuple(visible[int(name)] for name in names)
+
+
+def max_jobs_for_memory(memory: int) -> int:
+    """Slots on a GPU of ``memory`` bytes, for Stable Diffusion 1.5 at 512 px, one image per step.
+
+    Based on measurements by ``benchmarks.gpu``. Larger batches and images take more; their passes
+    are then split.
+    """
+    return max(1, min(MAX_JOBS, int((memory - _FIXED) / _OF_STYLE)))

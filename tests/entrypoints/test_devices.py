@@ -8,8 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adapters.common.devices import devices_present, gpus_of_torch, parse_devices
-from adapters.diffusion.gpu_capacity import max_jobs_for_memory
+from adapters.common.devices import (
+    devices_present,
+    gpus_of_torch,
+    max_jobs_for_memory,
+    parse_devices,
+)
 from entrypoints.devices import choose_slots
 from tests.services.settings import make_settings
 

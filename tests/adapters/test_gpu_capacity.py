@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adapters.diffusion.gpu_capacity import MAX_JOBS, max_jobs_for_memory
+from adapters.common.devices import MAX_JOBS, max_jobs_for_memory
 
 GIB = 2**30
 
