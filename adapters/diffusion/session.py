@@ -26,11 +26,10 @@ from adapters.diffusion.data.rng import steps_per_epoch
 from adapters.diffusion.data.text import tokens_of
 from adapters.diffusion.device_thread import DeviceThread
 from adapters.diffusion.evaluation import Evaluation, held_out_positions, trained_buckets
-from adapters.diffusion.learning_rate import learning_rates
 from adapters.diffusion.nan_rollback import MAX_ROLLBACKS, SLOWER, EpochReadings, diverged
 from adapters.diffusion.objective import objective_of
 from adapters.diffusion.oom import MemoryPlan, group_by_shape, reduce_memory, retry_after_freeing
-from adapters.diffusion.optimizer import build_optimizer, copy_state, restore_state
+from adapters.diffusion.optimizer import build_optimizer, copy_state, learning_rates, restore_state
 from adapters.diffusion.preview import PreviewRequest, draw_previews, reencoded
 from adapters.diffusion.style_measures import StyleAxis, encode_previews, faithfulness, style_axis
 from adapters.diffusion.style_weights import load_initial_lora, weights_for_file

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from adapters.diffusion.learning_rate import learning_rates
+from adapters.diffusion.optimizer import learning_rates
 from domain.parameters import LearningRateSchedule, TrainingParameters
 
 

@@ -11,7 +11,7 @@ import torch
 
 from adapters.diffusion.base.model import BaseModel
 from adapters.diffusion.data import preparation
-from adapters.diffusion.learning_rate import learning_rates
+from adapters.diffusion.optimizer import learning_rates
 from adapters.diffusion.train_step import Batch, image_losses
 from adapters.diffusion.trainer import DiffusionTrainer
 from adapters.diffusion.training_model import TrainingModel
