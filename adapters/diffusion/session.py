@@ -132,8 +132,6 @@ class DiffusionSession:
         """Train one step. At the end of an epoch the run may roll back to its last good state."""
         if self.finished:
             raise RuntimeError("the run is finished")
-        if self.model.distributed is not None:
-            self.model.distributed.begin_step()
         try:
             report = self.thread.step(self)
         except BaseException:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from functools import partial
 from typing import Any
 
 import pytest
+import torch
 
-from adapters.diffusion.base.model import BaseModel
-from adapters.diffusion.data_parallel import StartRanks, start_ranks
+from adapters.common.device_memory import gpu_oom
+from adapters.diffusion.base.model import BaseModel, load_base
+from adapters.diffusion.data_parallel import MakeTrainer, StartRanks, start_ranks
 from adapters.diffusion.trainer import DiffusionTrainer
+from adapters.images.decode import decode
 from application.ports import TrainerBroken
+from domain.failure import TrainingFailed
 from domain.image import TrainingImage
 from entrypoints.bootstrap import build_trainer
 from entrypoints.settings import load_settings
@@ -80,6 +85,65 @@ def test_a_rank_without_rank_0_exits_without_a_traceback(
     printed = capfd.readouterr().err
     assert "process 1 exits: another process" in printed
     assert "Traceback" not in printed
+
+
+class FitsNothing(DiffusionTrainer):
+    """A rank's trainer on a device without memory for a step."""
+
+    def __init__(self, device: str, start_ranks: StartRanks) -> None:
+        base = load_base(str(SMALL_BASE))
+        super().__init__(base, decode, device, start_ranks=start_ranks)
+        forward = base.unet.forward
+
+        def limited(*arguments: Any, **keywords: Any) -> Any:
+            if torch.is_grad_enabled():
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return forward(*arguments, **keywords)
+
+        base.unet.forward = limited
+
+
+class FitsNoImages(DiffusionTrainer):
+    """A rank's trainer on a device without memory for the run's images."""
+
+    def __init__(self, _device: str, _start_ranks: StartRanks) -> None: ...
+
+    def open(self, plan: Any, resume: Any) -> Any:
+        raise gpu_oom()
+
+
+class IsFaulty(FitsNoImages):
+    """A rank's trainer with a fault of the program."""
+
+    def open(self, plan: Any, resume: Any) -> Any:
+        raise KeyError("images")
+
+
+@pytest.mark.parametrize("make_trainer", [FitsNothing, FitsNoImages])
+def test_the_failure_of_one_process_is_that_of_the_job(
+    base: BaseModel, images: Images, make_trainer: MakeTrainer
+) -> None:
+    trainer = DiffusionTrainer(
+        base, decode, "cpu", start_ranks=partial(start_ranks, ("cpu",), make_trainer)
+    )
+    with (
+        pytest.raises(TrainingFailed) as failed,
+        trainer.open(plan_of(images, batch_size=4), None) as session,
+    ):
+        drive(session)
+    assert failed.value.failure == gpu_oom().failure
+
+
+def test_a_fault_in_one_process_is_logged_with_its_traceback(
+    images: Images, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with start_ranks(("cpu",), IsFaulty, plan_of(images), None):
+        (other,) = multiprocessing.active_children()
+        other.join(timeout=60)
+        assert other.exitcode == 1
+    printed = capfd.readouterr().err
+    assert "process 1 exits: 'images'" in printed
+    assert "Traceback" in printed
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 2, "lora_dropout": 0.1}])

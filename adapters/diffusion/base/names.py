@@ -46,11 +46,8 @@ def check_name(name: str) -> None:
 
 
 def hub_has(name: str, *, needed: bool = True) -> bool | None:
-    """Whether the hub has the model; None if it does not respond in time.
-
-    Args:
-        needed: False to wait only briefly, because there is a cached copy or another model.
-    """
+    """Whether the hub has the model; None if it does not respond in time. Waits only briefly if it
+    is not needed, because there is a cached copy or another model."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
