@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -63,6 +64,30 @@ def test_encoding_in_batches_equals_encoding_one_by_one(
         torch.testing.assert_close(found, alone.posteriors[size], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(together.captions, alone.captions, rtol=1e-4, atol=1e-4)
     assert together.caption_rows == alone.caption_rows == (1, 2, 1, 0, 3)
+
+
+def test_images_are_encoded_as_soon_as_a_batch_is_complete(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the memory that pixels take does not depend on the number of images."""
+    read, read_at_pass = 0, []
+
+    def images() -> Iterator[tuple[Image.Image, tuple[int, int]]]:
+        nonlocal read
+        for size in SIZES:
+            read += 1
+            yield Image.new("RGB", size), size
+
+    encode = base.vae.encode
+
+    def noted(pixels: torch.Tensor) -> Any:
+        read_at_pass.append((read, len(pixels)))
+        return encode(pixels)
+
+    monkeypatch.setattr(base.vae, "encode", noted)
+    monkeypatch.setattr(dataset_module, "PIXELS_AT_ONCE", 2 * 64 * 64)
+    encode_dataset(base, images(), ["a"] * 5, flipped=False, device=CPU)
+    assert read_at_pass == [(2, 2), (5, 2), (5, 1)]
 
 
 def test_colours_are_scaled_for_the_autoencoder(base: BaseModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tests.diffusion.runs import plan_of
 
 pytestmark = pytest.mark.integration
 
+CPU = torch.device("cpu")
 LONG = "a red circle " * 40
 
 
@@ -26,7 +28,39 @@ def captions_of(
         replace(image, caption=caption) for image, caption in zip(images, captions, strict=False)
     ]
     plan = plan_of(worded, trigger_word=trigger_word)
-    return prepare(base, plan, decode, torch.device("cpu")).captions
+    return prepare(base, plan, decode, CPU).captions
+
+
+def test_a_repeated_image_is_encoded_once(
+    base: BaseModel, images: tuple[TrainingImage, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from a folder ``3_style``, with an image beside it."""
+    order = [0, 0, 0, 4, 1, 1, 1]
+    plan = plan_of([images[i] for i in order], random_flip=True, shuffle_caption=True)
+    passes: list[int] = []
+    encode = base.vae.encode
+
+    def noted(pixels: torch.Tensor) -> Any:
+        passes.append(len(pixels))
+        return encode(pixels)
+
+    monkeypatch.setattr(base.vae, "encode", noted)
+    repeated = prepare(base, plan, decode, CPU)
+    assert sum(passes) == 2 * 3
+    once = prepare(base, replace(plan, images=tuple(images[i] for i in (0, 4, 1))), decode, CPU)
+    assert len(repeated.dataset.captions) == len(once.dataset.captions)
+    assert repeated.captions == [once.captions[i] for i in (0, 0, 0, 1, 2, 2, 2)]
+    for position, number in enumerate((0, 0, 0, 1, 2, 2, 2)):
+        of_repeated, of_once = (
+            (
+                data.dataset.sizes[i],
+                data.dataset.rows((i,), (True,)),
+                data.dataset.rows_of_captions((i,), (False,)),
+                data.dataset.rows_of_captions((i,), (False,), (5,)),
+            )
+            for data, i in ((repeated, position), (once, number))
+        )
+        assert of_repeated == of_once
 
 
 def test_truncated_captions_are_reported_once_with_the_first_image(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,8 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 
 PIXELS_AT_ONCE = 2 * 512 * 512
-"""Pixels per VAE batch: two images of 512 px, which take 2 GB with the VAE's weights."""
+"""Pixels per VAE batch: two images of 512 px, which take 2 GB with the VAE's weights. On
+out-of-memory images are encoded one by one."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,10 @@ class EncodedDataset:
     """Size of each image in training."""
     posteriors: Mapping[Size, tuple[torch.Tensor, torch.Tensor]]
     """Mean and standard deviation of the VAE's latent distributions, from which each training step
-    samples: by size, each (images * views, c, h, w) in float32. The images of a size are in their
-    order; the second view of an image, if there is one, is flipped left to right."""
+    samples: by size, each (views, c, h, w) in float32."""
+    first_views: tuple[int, ...]
+    """Row of each image in the ``posteriors`` of its size. The next row is the image flipped left
+    to right, if flipped images are encoded."""
     captions: torch.Tensor
     """(1 + k, tokens, width): text encoder states of the empty caption, then of the run's k
     distinct captions and variants."""
@@ -60,10 +64,7 @@ class EncodedDataset:
 
     def rows(self, batch: ImageBatch, flipped: Sequence[bool]) -> list[int]:
         """Row of each image, or of its flipped view, in the ``posteriors`` of its size."""
-        size = self.sizes[batch[0]]
-        bucket = self.buckets[size]
-        views = len(self.posteriors[size][0]) // len(bucket)
-        return [bucket.index(i) * views + int(f) for i, f in zip(batch, flipped, strict=True)]
+        return [self.first_views[i] + int(f) for i, f in zip(batch, flipped, strict=True)]
 
     def rows_of_captions(
         self, batch: ImageBatch, caption_dropped: Sequence[bool], variants: Sequence[int] = ()
@@ -98,6 +99,7 @@ def encode_dataset(
     images: Iterable[tuple[Image.Image, Size]],
     captions: Sequence[str],
     *,
+    uses: Sequence[int] | None = None,
     flipped: bool,
     device: torch.device,
     variants: Sequence[Sequence[str]] = (),
@@ -108,6 +110,7 @@ def encode_dataset(
     Args:
         images: RGB images, each with the size to crop and resize it to; read one at a time.
         captions: one for each image.
+        uses: numbers of the images in the dataset, some several times; None for each image once.
         flipped: also encode each image flipped left to right.
         variants: of each image's caption, if steps train on variants.
         max_tokens: length to which captions are cut: 75, 150 or 225.
@@ -116,44 +119,46 @@ def encode_dataset(
     for text in ("", *captions, *chain.from_iterable(variants)):
         row_of.setdefault(text, len(row_of))
     states = encode_captions(base, list(row_of), device, max_tokens)
-    views: dict[Size, list[torch.Tensor]] = {}
-    sizes = []
-    for image, size in images:
-        fitted = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
-        bucket = views.setdefault(size, [])
-        bucket.append(pixels_of(fitted))
-        if flipped:
-            bucket.append(pixels_of(ImageOps.mirror(fitted)))
-        sizes.append(size)
-    with on_device(base.vae, device):
-        posteriors = {s: _encode_bucket(base, bucket, s, device) for s, bucket in views.items()}
-    return EncodedDataset(
-        sizes=tuple(sizes),
-        posteriors=posteriors,
-        captions=states,
-        caption_rows=tuple(row_of[caption] for caption in captions),
-        scaling_factor=float(base.vae.config.scaling_factor),
-        texts=tuple(row_of),
-        variant_rows=tuple(tuple(row_of[text] for text in texts) for texts in variants),
-    )
-
-
-@torch.no_grad()
-def _encode_bucket(
-    base: BaseModel, views: list[torch.Tensor], size: Size, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of the latents of views of one size, encoded in batches of at
-    most ``PIXELS_AT_ONCE``; on out-of-memory one by one."""
+    sizes, first_views, counts = [], [], Counter[Size]()
+    waiting: dict[Size, list[torch.Tensor]] = {}
+    encoded: dict[Size, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     def encode(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         posterior = base.vae.encode(pixels.to(device)).latent_dist
         return posterior.mean, posterior.std
 
-    encoded = []
-    for pixels in torch.split(torch.cat(views), max(1, PIXELS_AT_ONCE // (size[0] * size[1]))):
-        encoded += split_on_oom(encode, pixels, lambda some: torch.split(some, 1))
-    means, stds = zip(*encoded, strict=True)
-    return torch.cat(means), torch.cat(stds)
+    def encode_waiting(size: Size) -> None:
+        pixels = torch.cat(waiting.pop(size))
+        parts = split_on_oom(encode, pixels, lambda some: torch.split(some, 1))
+        encoded.setdefault(size, []).extend(parts)
+
+    with torch.no_grad(), on_device(base.vae, device):
+        for image, size in images:
+            sizes.append(size)
+            first_views.append(counts[size])
+            fitted = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+            for view in (fitted, ImageOps.mirror(fitted)) if flipped else (fitted,):
+                counts[size] += 1
+                waiting.setdefault(size, []).append(pixels_of(view))
+                if len(waiting[size]) == max(1, PIXELS_AT_ONCE // (size[0] * size[1])):
+                    encode_waiting(size)
+        for size in list(waiting):
+            encode_waiting(size)
+    uses = range(len(sizes)) if uses is None else uses
+    posteriors = {}
+    for size, parts in encoded.items():
+        means, stds = zip(*parts, strict=True)
+        posteriors[size] = torch.cat(means), torch.cat(stds)
+    return EncodedDataset(
+        sizes=tuple(sizes[i] for i in uses),
+        posteriors=posteriors,
+        first_views=tuple(first_views[i] for i in uses),
+        captions=states,
+        caption_rows=tuple(row_of[captions[i]] for i in uses),
+        scaling_factor=float(base.vae.config.scaling_factor),
+        texts=tuple(row_of),
+        variant_rows=tuple(tuple(row_of[text] for text in variants[i]) for i in uses if variants),
+    )
 
 
 def pixels_of(image: Image.Image) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -38,7 +38,7 @@ class PreparedData:
     dataset: EncodedDataset
     previews: PreviewRequest
     statistics: torch.Tensor
-    """(images, features) on the CPU: the images' ``encoder_statistics``; mirrored ones too."""
+    """(distinct images, features) on the CPU: ``encoder_statistics``; of mirrored ones too."""
 
 
 def prepare(
@@ -56,24 +56,29 @@ def prepare(
         torch.OutOfMemoryError: not enough memory on ``device``.
     """
     parameters = plan.parameters
-    captions = _captions(base, plan)
+    numbers = {image: number for number, image in enumerate(dict.fromkeys(plan.images))}
+    uses = [numbers[image] for image in plan.images]
+    distinct = replace(plan, images=tuple(numbers))
+    captions = _captions(base, distinct)
     side = parameters.resolution
     sized = (
         (decode(image.data), bucket_of(image.facts.width, image.facts.height, side))
-        for image in plan.images
+        for image in distinct.images
     )
     with encoder_statistics(base.vae) as statistics:
         dataset = encode_dataset(
             base,
             sized,
             captions,
+            uses=uses,
             flipped=parameters.random_flip,
             device=device,
-            variants=_variants(base, plan),
+            variants=_variants(base, distinct),
             max_tokens=parameters.max_token_length,
         )
     previews = request_previews(base, parameters, captions, device, preview_steps)
-    return PreparedData(captions, dataset, previews, torch.cat(statistics))
+    in_order = [captions[number] for number in uses]
+    return PreparedData(in_order, dataset, previews, torch.cat(statistics))
 
 
 def _captions(base: BaseModel, plan: TrainingPlan) -> list[str]:
