@@ -25,8 +25,8 @@ POLL_SECONDS = 0.2
 class Fleet:
     """One worker process per GPU, each with its own leases, metrics and log lines.
 
-    A worker that exits unexpectedly is restarted after a pause. A worker that exits because of
-    wrong settings stops them all, because they share the settings.
+    A worker that exits unexpectedly is restarted after a pause. A wrong setting at a worker's first
+    start stops them all, because they share the settings; later it means that the GPU is lost.
     """
 
     gpus: Sequence[str]
@@ -34,8 +34,9 @@ class Fleet:
     environment_of: Callable[[str], Mapping[str, str]]
     """Returns the complete environment of a GPU's worker."""
     once: bool = False
-    """Workers exit when the queue is empty, and are then not restarted."""
+    """Workers exit by themselves, and are then not restarted unless they were killed."""
     _workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _restarted: set[str] = field(default_factory=set)
     _start_at: dict[str, float] = field(default_factory=dict)
     """Monotonic time in seconds of the next start, by GPU."""
     _exit_codes: dict[str, int] = field(default_factory=dict)
@@ -84,9 +85,9 @@ class Fleet:
         if self._stopping and code == -signal.SIGTERM:
             code = 0  # it was still starting and had no job
         code = 128 - code if code < 0 else code  # killed by a signal: the number that shells give
-        if code == EXIT_USAGE:
+        if code == EXIT_USAGE and gpu not in self._restarted:
             self._stop()
-        if self._stopping or (self.once and code == 0):
+        if self._stopping or (self.once and code < 128):
             self._exit_codes[gpu] = code
             if code:
                 log.warning("the worker on GPU %s exited with %d", gpu, code)
@@ -95,6 +96,7 @@ class Fleet:
             "the worker on GPU %s exited with %d; it restarts in %.0f s",
             *(gpu, code, RESTART_SECONDS),
         )
+        self._restarted.add(gpu)
         self._start_at[gpu] = time.monotonic() + RESTART_SECONDS
 
     def _stop(self) -> None:

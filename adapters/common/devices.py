@@ -75,9 +75,10 @@ def devices_present(text: str | None, gpus: Callable[[], int]) -> tuple[str, ...
 
 def parse_visible(text: str) -> tuple[str, ...]:
     """The GPUs of CUDA_VISIBLE_DEVICES, by number or UUID. CUDA ignores what follows an invalid
-    entry."""
+    entry, and shows no GPU if one is repeated."""
     entries = (part.strip() for part in text.split(","))
-    return tuple(takewhile(lambda entry: re.fullmatch(r"[0-9]+|(GPU|MIG)-.+", entry), entries))
+    names = [*takewhile(lambda entry: re.fullmatch(r"[0-9]+|(GPU|MIG)-.+", entry), entries)]
+    return tuple(names) if len(set(names)) == len(names) else ()
 
 
 def choose_gpus(text: str, visible: Sequence[str]) -> tuple[str, ...]:

@@ -133,6 +133,7 @@ def test_numbers_of_the_driver_are_in_its_order_and_visible_ones_in_cudas(
         (None, "", "--gpus : give `all`"),
         ("", "all", "--gpus all: no GPU is visible; give the container its GPUs"),
         ("-1", "0", "--gpus 0: no GPU is visible"),
+        ("0,0", "all", "--gpus all: no GPU is visible"),
     ],
 )
 def test_gpus_that_do_not_exist_are_named_before_a_worker_starts(
@@ -237,6 +238,35 @@ def has_ended(pid: str) -> bool:
 
 def test_finished_workers_are_not_restarted(tmp_path: Path) -> None:
     assert a_fleet(tmp_path, "", once=True).run() == 0
+
+
+@pytest.mark.parametrize("code", [EXIT_FAILED, EXIT_USAGE])
+def test_a_worker_that_cannot_work_once_is_not_restarted(tmp_path: Path, code: int) -> None:
+    program = REJECTING_ON_0.replace("sys.exit(2)", f"sys.exit({code})")
+    assert a_fleet(tmp_path, program, once=True).run() == code
+
+
+LOST_ON_0 = """
+import os, pathlib, sys
+starts = pathlib.Path(os.environ["HERE"], "starts" + os.environ["CUDA_VISIBLE_DEVICES"])
+with starts.open("a") as file:
+    file.write("x")
+if starts.name == "starts0" and starts.stat().st_size < 3:
+    sys.exit(starts.stat().st_size)
+"""
+
+
+def test_a_gpu_that_is_lost_stops_no_other_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker fails, then starts without a GPU, which is a wrong setting."""
+    monkeypatch.setattr(fleet, "RESTART_SECONDS", 0.25)
+    both = [tmp_path / "0", tmp_path / "2"]
+    thread = when(lambda: all(map(written, both)), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert a_fleet(tmp_path, LOST_ON_0 + LINGERING).run() == 0
+    thread.join()
+    assert (tmp_path / "starts0").read_text() == "xxx"
+    assert (tmp_path / "starts2").read_text() == "x"
 
 
 def test_a_wrong_setting_ends_the_fleet(tmp_path: Path) -> None:
