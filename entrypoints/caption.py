@@ -58,8 +58,8 @@ def _caption(arguments: argparse.Namespace) -> int:
     from entrypoints.settings import load_settings, log_warnings
     from entrypoints.shutdown import signals_handled
 
-    check_device(arguments.device)
     settings = load_settings(options=arguments)
+    check_device(arguments.device)
     log_warnings(settings)
     if settings.caption_model is None:
         raise UserError(

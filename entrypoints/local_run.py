@@ -48,6 +48,7 @@ from domain.results import Artifact
 from domain.task import TrainingTask
 from domain.training_plan import InitialLora
 from entrypoints.bootstrap import Container
+from entrypoints.devices import check_device
 from entrypoints.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from entrypoints.options import option_of
 from entrypoints.settings import Settings, load_settings, log_warnings
@@ -142,6 +143,7 @@ def build_container(
     """Build the worker's container with folders as buckets and the terminal as backend."""
     logs = start_logging(level="DEBUG" if arguments.debug else "WARNING", form="text")
     settings = load_settings(options=arguments)
+    check_device(arguments.device)
     log_warnings(settings)
     out: Path = arguments.out
     console = Console(stderr=arguments.json)  # with --json, standard output has only the outcome

@@ -222,12 +222,10 @@ def _train(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     from adapters.console.image_notes import caption_notes, cropping_notes, image_notes
     from adapters.diffusion.base.names import check_name
     from entrypoints import local_run
-    from entrypoints.devices import check_device
 
     if arguments.base_model is not None:
         check_name(arguments.base_model)  # before torch loads
     local_run.check_optimizer(requested)
-    check_device(arguments.device)
     names = find_images(arguments.images, repeats_from_folders=arguments.repeats_from_folders)
     local_run.check_out(arguments.out, arguments.images)
 

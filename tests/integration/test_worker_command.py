@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from assets.drawing import draw_style_set
-from entrypoints import submit, worker
+from entrypoints import caption, submit, train, worker
 from tests.services.commands import ROOT, run
 
 pytestmark = pytest.mark.integration
@@ -127,6 +129,29 @@ def test_a_command_without_a_queue_names_an_ignored_line_too(
     done = run(*arguments, cwd=folder)
     assert done.returncode == 2
     assert ".env, line 1 is ignored" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [(train, ["images", "--out", "out"]), (caption, ["images", "--caption-model", "a/model"])],
+)
+def test_a_named_device_is_looked_for_among_the_gpus_of_the_env_file(
+    command: ModuleType, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visible: list[str | None] = []
+
+    def gpus() -> int:
+        visible.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return 0
+
+    draw_style_set(tmp_path / "images", count=1, seed=3)
+    (tmp_path / ".env").write_text("CUDA_VISIBLE_DEVICES=3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")  # and again at the end
+    monkeypatch.setattr("entrypoints.devices.gpus_of_torch", gpus)
+    assert command.main([*arguments, "--device", "cuda"]) == 2
+    assert visible == ["3"]
 
 
 def test_sentry_gets_the_workers_name(folder: Path) -> None:
