@@ -101,8 +101,8 @@ def _row(result: CheckResult, width: int) -> str:
 
 
 def _settings(settings: Settings) -> str:
-    if typos := settings.typos():
-        raise UserError("; ".join(typos))
+    if warnings := settings.warnings():
+        raise UserError("; ".join(warnings))
     for name in ("storage_dir", "spool_dir"):
         _require_folder(settings, name)
     return "no setting is misspelt"

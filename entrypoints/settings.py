@@ -324,7 +324,7 @@ class Settings(BaseModel):
     """Log group in Amazon CloudWatch that gets the log lines as JSON, in a stream named after the
     worker; the group must exist. Needs the extra `cloudwatch`. Region and credentials are those of
     S3"""
-    status_host: str = "127.0.0.1"
+    status_host: Annotated[str, _check(check_host, "give an address alone")] = "127.0.0.1"
     """Address that the status page, metrics and health checks listen on. An address other than
     loopback requires `STATUS_TOKEN`"""
     status_port: int = Field(9108, ge=0, le=65535)
@@ -473,9 +473,9 @@ class Settings(BaseModel):
         bucket = Bucket.parse(name, scheme)
         return bucket if self.has_object_store else Bucket(bucket.name)
 
-    def typos(self) -> list[str]:
-        """One line for each given name that is probably a misspelt setting."""
-        return settings_typos(self._given)
+    def warnings(self) -> list[str]:
+        """One line for each ignored line of `.env` and for each probably misspelt setting."""
+        return self._ignored + settings_typos(self._given)
 
     def aws_options(self) -> dict[str, Any]:
         """Region and credentials, as options of the adapters for Amazon's services."""
@@ -643,7 +643,7 @@ def log_warnings(settings: Settings) -> None:
             log.info("%s is used, %s is ignored", name.upper(), alias.upper())
         else:
             log.info("%s is read as %s", alias.upper(), name.upper())
-    for line in settings._ignored + settings.typos():
+    for line in settings.warnings():
         log.warning("%s", line)
 
 
@@ -716,7 +716,8 @@ def environment_on_gpu(settings: Settings, gpu: str, index: int) -> dict[str, st
     if visible_gpus() is None:
         changes["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the driver's; by default the fastest is 0
     if settings.worker_name is not None:
-        changes["WORKER_NAME"] = f"{settings.worker_name}-gpu{re.sub('[^A-Za-z0-9-]', '-', gpu)}"
+        name = "-gpu" + re.sub("[^A-Za-z0-9-]", "-", gpu)
+        changes["WORKER_NAME"] = settings.worker_name[: 100 - len(name)] + name
     if settings.status_port:
         changes["STATUS_PORT"] = str(settings.status_port + index)
     return {**os.environ, **changes}

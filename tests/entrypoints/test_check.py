@@ -118,7 +118,7 @@ def test_too_little_disk_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         named(container(settings=lambda: short), "disk")()
 
 
-def test_a_misspelt_setting_and_a_missing_folder_are_found(
+def test_settings_without_effect_and_a_missing_folder_are_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -130,8 +130,9 @@ def test_a_misspelt_setting_and_a_missing_folder_are_found(
     (tmp_path / "bukkets").mkdir()
     named(container(settings=lambda: settings), "settings")()
     monkeypatch.setenv("RABBITMQ_HOSTNAME", "broker.example")
-    settings = load_settings(env_file=None)
-    with pytest.raises(UserError, match=r"RABBITMQ_HOSTNAME .*did you mean RABBITMQ_HOST\?"):
+    (tmp_path / ".env").write_text('RABBITMQ_HOST="broker\n')
+    settings = load_settings()
+    with pytest.raises(UserError, match=r"\.env, line 1 is ignored.*did you mean RABBITMQ_HOST\?"):
         named(container(settings=lambda: settings), "settings")()
 
 

@@ -149,6 +149,7 @@ def test_a_broker_may_need_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
         ("S3_ENDPOINT_URL", "u:sesame-open@minio"),
         ("STORAGE_EMULATOR_HOST", "u:sesame-open@emulator"),
         ("RABBITMQ_HOST", "amqp://u:sesame-open@broker"),
+        ("STATUS_HOST", "http://u:sesame-open@worker"),
         ("MODEL_BUCKET_NAME", "https://u:sesame-open@store/models"),
     ],
 )
@@ -261,6 +262,10 @@ def test_workers_of_a_fleet_differ_in_gpu_name_and_port(monkeypatch: pytest.Monk
     assert second["CUDA_VISIBLE_DEVICES"] == "3"
     assert second["WORKER_NAME"] == "pod-gpu3"
     assert environment_on_gpu(settings, "MIG-4c0e/1/2", 1)["WORKER_NAME"] == "pod-gpuMIG-4c0e-1-2"
+    longest = loaded(monkeypatch, WORKER_NAME="n" * 100)
+    for gpu in ("3", f"MIG-GPU-{'4c0e' * 8}/1/2"):
+        name = environment_on_gpu(longest, gpu, 1)["WORKER_NAME"]
+        assert loaded(monkeypatch, WORKER_NAME=name).worker_name == name
     assert second["STATUS_PORT"] == "9201"
     assert second.items() >= {"PATH": os.environ["PATH"]}.items()
     silent = loaded(monkeypatch, STATUS_PORT="0")
