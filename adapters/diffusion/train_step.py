@@ -68,7 +68,7 @@ def train_step(model: TrainingModel, runs: Sequence[DiffusionSession]) -> None:
         run.scaler.step(run.optimizer)
         run.scaler.update()
         if before is not None:
-            torch.lerp(before, slower, min(run.text_share, 1 / run.text_share), out=slower)
+            torch.lerp(before, slower, min(1, run.text_share) / max(1, run.text_share), out=slower)
         run.optimizer.zero_grad(set_to_none=False)  # its memory is part of the packed gradient
         # Read at the end of the epoch. 0 * norm makes the loss NaN if the gradient is not finite.
         run.epoch_sums += torch.stack([loss + 0 * norm, norm])

@@ -105,11 +105,20 @@ OVERFLOWING = {
     "epochs": 1,
 }
 """After the only epoch the weights are finite, and the measured loss is not."""
+UNDERFLOWING = {
+    "optimizer": "prodigy",
+    "learning_rate": 10.0,
+    "train_text_encoder": True,
+    "text_encoder_lr": 5e-324,
+    "epochs": 1,
+}
+"""The ratio of the learning rates is 0."""
 
 
 @pytest.mark.integration
 @settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=SLOW)
 @example(list(OVERFLOWING.items()))
+@example(list(UNDERFLOWING.items()))
 @given(OPTIONS)
 def test_the_trainer_ends_every_run(options: list[tuple[str, Any]]) -> None:
     check(outcome(**named(options)))
