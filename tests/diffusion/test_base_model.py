@@ -217,6 +217,7 @@ def test_a_model_in_the_hubs_cache_is_loaded_without_the_hub(
     request: pytest.FixtureRequest,
     hub: str,
 ) -> None:
+    monkeypatch.setattr("adapters.diffusion.base.names.HUB_SECONDS", 60)
     over = threading.Event()
     if hub == "offline":
         request.getfixturevalue("offline")
@@ -229,7 +230,7 @@ def test_a_model_in_the_hubs_cache_is_loaded_without_the_hub(
     (model / "refs" / "main").write_text(commit)
     began = time.monotonic()
     loaded = load_base("someone/base")
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 30
     over.set()
     assert (loaded.name, loaded.fingerprint) == ("someone/base", base.fingerprint)
 
@@ -269,7 +270,8 @@ def test_a_slow_hub_is_waited_for_if_a_model_is_not_complete_in_the_cache(
         assert not local_files_only
         raise OSError("downloading")
 
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: time.sleep(2))
+    monkeypatch.setattr("adapters.diffusion.base.names.UNNEEDED_HUB_SECONDS", 0.0)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: time.sleep(0.1))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", look_in_cache)
     monkeypatch.setattr("adapters.diffusion.base.pipeline_files.snapshot_download", download)
     assert "(downloading)" in rejection("someone/base")
