@@ -25,8 +25,8 @@ POLL_SECONDS = 0.2
 class Fleet:
     """One worker process per GPU, each with its own leases, metrics and log lines.
 
-    A worker that exits unexpectedly is restarted after a pause. A wrong setting at a worker's first
-    start stops them all, because they share the settings; later it means that the GPU is lost.
+    A worker that exits unexpectedly is restarted after a pause. A wrong setting at a first start
+    stops all workers, because they share the settings; at a restart, the GPU may be lost.
     """
 
     gpus: Sequence[str]
