@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -158,6 +160,17 @@ def test_a_redelivery_leaves_the_worker_that_writes_the_report_alone(world: Worl
     assert world.leases() == []
     assert world.until_settled(a_task()) == Ack()
     assert len(world.notifier.final) == 1
+
+
+def test_a_lease_from_a_wrong_clock_does_not_keep_the_message_of_a_finished_job(
+    world: World,
+) -> None:
+    assert world.worker()(a_task(), StopSignal()) == Ack()
+    expires = (world.clock.now() + timedelta(days=400)).isoformat()
+    lease = {"owner": "dead", "expires_at": expires, "seconds": 60, "revision": 1}
+    world.blobs.put(KEYS.job(TASK_ID, "lease.json"), json.dumps(lease).encode())
+    assert world.worker()(a_task(), StopSignal()) == Ack()
+    assert world.leases() == []
 
 
 class Stopping:
