@@ -50,7 +50,7 @@ def probe(connection: pika.BlockingConnection, options: RabbitOptions) -> Broker
     channel = connection.channel()
     channel.queue_declare(name, durable=True, arguments=arguments)
     try:
-        start_consumer(connection, name, lambda *_: None, options).channel.close()
+        start_consumer(connection, name, lambda *_: None, options.ack_timeout).channel.close()
     finally:
         with contextlib.suppress(AMQPError):
             channel.queue_delete(name)

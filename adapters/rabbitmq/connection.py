@@ -161,8 +161,9 @@ class Connection:
         """Run one session until it ends or ``close`` is called."""
         session = self._open_session()
         try:
-            # Start consumers first: while the broker rejects them, it counts as unavailable.
-            session.pump(0.0)
+            # Start consumers first: while the broker rejects them, it counts as unavailable. Their
+            # messages come later, in ``pump``: only a connected session can settle them.
+            session.match_receivers()
             self._mark_connected(session)
             while not self._closed:
                 while self._commands:

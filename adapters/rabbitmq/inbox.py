@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from application.ports import Clock, Delivery
 
-IDLE_SECONDS = 5.0
+PAUSE_SECONDS = 5.0
 """Seconds for which a thread counts as receiving after its ``take`` has ended without a delivery:
 longer than an idle worker's pause between two receives, so that its consumer stays."""
 
@@ -46,13 +46,14 @@ class Inbox:
         """
         thread = threading.get_ident()
         with self._arrived:
-            self._receiving[thread] = self._clock.monotonic() + timeout + IDLE_SECONDS
+            self._receiving[thread] = self._clock.monotonic() + timeout + PAUSE_SECONDS
         on_wait()
         with self._arrived:
             self._arrived.wait_for(lambda: self._waiting, timeout)
             if not self._waiting:
                 return None
-            del self._receiving[thread]
+            # No longer counted if the process was suspended meanwhile.
+            self._receiving.pop(thread, None)
             return self._waiting.popleft()
 
     def missing(self) -> int:

@@ -69,6 +69,7 @@ class Session:
         self._options = options
         self._topology = topology
         self._inbox = inbox
+        self._ack_timeout: float | None = options.ack_timeout
         self._idle: dict[str, Consumer] = {}
         """Consumers without a message, by tag."""
         self._held: dict[str, tuple[Consumer, UnackedMessage]] = {}
@@ -86,6 +87,22 @@ class Session:
         with contextlib.suppress(exceptions.ConnectionWrongStateError):
             self._connection.add_callback_threadsafe(lambda: None)
 
+    def match_receivers(self) -> None:
+        """Consume one message for each thread that receives, and hold no other in the inbox."""
+        missing = self._inbox.missing()
+        for tag in list(self._idle)[missing:]:
+            # pika requeues a message that arrives meanwhile.
+            self._idle.pop(tag).channel.close()
+        while len(self._idle) < missing:
+            consumer = start_consumer(
+                self._connection, self._topology.main, self._on_message, self._ack_timeout
+            )
+            # A broker that rejects the timeout logs each attempt as an error.
+            self._ack_timeout = consumer.ack_timeout
+            self._idle[consumer.tag] = consumer
+        for delivery in self._inbox.remove_surplus():
+            self.requeue(delivery.id)
+
     def pump(self, seconds: float) -> None:
         """Serve the connection until an event, for at most ``seconds``.
 
@@ -93,7 +110,7 @@ class Session:
             SessionEnded: a channel was closed or a consumer cancelled. pika itself raises
                 nothing when a channel closes while its connection stays open.
         """
-        self._match_receivers()
+        self.match_receivers()
         self._connection.process_data_events(time_limit=seconds)
         consumers = [*self._idle.values(), *(consumer for consumer, _ in self._held.values())]
         if any(consumer.cancelled for consumer in consumers):
@@ -169,20 +186,6 @@ class Session:
     def side_channel(self) -> BlockingChannel:
         """A separate channel; its errors leave the others open."""
         return self._connection.channel()
-
-    def _match_receivers(self) -> None:
-        """Consume one message for each thread that receives, and hold no other in the inbox."""
-        missing = self._inbox.missing()
-        for tag in list(self._idle)[missing:]:
-            # pika requeues a message that arrives meanwhile.
-            self._idle.pop(tag).channel.close()
-        while len(self._idle) < missing:
-            consumer = start_consumer(
-                self._connection, self._topology.main, self._on_message, self._options
-            )
-            self._idle[consumer.tag] = consumer
-        for delivery in self._inbox.remove_surplus():
-            self.requeue(delivery.id)
 
     def _on_message(
         self,

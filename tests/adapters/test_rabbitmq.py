@@ -24,13 +24,14 @@ from pika.adapters.utils.connection_workflow import (
 from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
 
 from adapters.clock import SystemClock
+from adapters.memory import ManualClock
 from adapters.rabbitmq.connection import PUMP_SECONDS, Connection
 from adapters.rabbitmq.errors import SessionEnded, explain, is_expected
 from adapters.rabbitmq.inbox import Inbox
 from adapters.rabbitmq.options import RabbitOptions, TlsOptions
 from adapters.rabbitmq.session import Session
 from adapters.rabbitmq.topology import Topology
-from application.ports import DeliveryLost, QueueUnavailable
+from application.ports import Delivery, DeliveryLost, QueueUnavailable
 from tests.services.waiting import eventually
 
 
@@ -161,6 +162,9 @@ class FakeSession:
     def wake(self) -> None:
         self.woken += 1
         self.serving.set()
+
+    def match_receivers(self) -> None:
+        pass
 
     def pump(self, seconds: float) -> None:
         self.serving.wait(seconds)
@@ -304,6 +308,40 @@ def test_calls_waiting_for_a_session_fail_with_it(
     assert done == []
 
 
+def test_a_thread_that_was_suspended_while_it_received_gets_its_message() -> None:
+    clock = ManualClock()
+    inbox = Inbox(clock)
+
+    def suspend() -> None:
+        clock.advance(3600.0)
+        assert inbox.missing() == 0
+        inbox.put(Delivery("1", b"{}"))
+
+    assert inbox.take(1.0, suspend) == Delivery("1", b"{}")
+
+
+def test_a_session_counts_as_connected_before_its_first_message() -> None:
+    found: list[Exception | None] = []
+
+    class Delivering(FakeSession):
+        """Messages arrive while ``pump`` runs."""
+
+        def pump(self, seconds: float) -> None:
+            try:
+                opened.check()
+                found.append(None)
+            except QueueUnavailable as error:
+                found.append(error)
+            super().pump(seconds)
+
+    open_session: Any = Delivering
+    opened = Connection(RabbitOptions(), open_session, lambda: None, SystemClock(), lambda: 0.0)
+    opened.open()
+    eventually(lambda: found)
+    opened.close()
+    assert found[0] is None, "a message that arrives now can be settled"
+
+
 @pytest.fixture
 def amqp(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
     """A mock in place of pika's connection."""
@@ -312,10 +350,16 @@ def amqp(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
     return made
 
 
-def open_session(**options: Any) -> Session:
-    """A session with one thread that receives."""
-    inbox = Inbox(SystemClock())
-    inbox.take(0.0, lambda: None)
+def open_session(receiving: int = 1, **options: Any) -> Session:
+    """A session with as many threads that receive."""
+    inbox, together = Inbox(SystemClock()), threading.Barrier(receiving)
+
+    def wait() -> None:
+        together.wait()
+
+    with ThreadPoolExecutor(receiving) as pool:
+        for _ in range(receiving):
+            pool.submit(inbox.take, 0.0, wait)
     return Session(RabbitOptions(**options), Topology("tasks", (5.0,)), "worker", inbox)
 
 
@@ -325,14 +369,18 @@ def test_the_consumer_requests_a_longer_timeout(amqp: MagicMock) -> None:
     assert arguments == {"x-consumer-timeout": 7_200_000}
 
 
-def test_if_the_broker_rejects_the_timeout_argument_the_worker_consumes_without_it(
+def test_if_the_broker_rejects_the_timeout_argument_all_consumers_start_without_it(
     amqp: MagicMock,
 ) -> None:
-    _publisher, rejected, consumer = amqp.channel.side_effect = [MagicMock() for _ in range(3)]
+    channels = amqp.channel.side_effect = [MagicMock() for _ in range(4)]
+    _publisher, rejected, *consumers = channels
+    for channel in channels:
+        channel.basic_consume.return_value = f"tag {id(channel)}"
     text = "PRECONDITION_FAILED - invalid arg 'x-consumer-timeout' for queue 'tasks' in vhost '/'"
     rejected.basic_consume.side_effect = ChannelClosedByBroker(406, text)
-    open_session().pump(0.0)
-    assert not consumer.basic_consume.call_args.kwargs["arguments"]
+    open_session(receiving=2).pump(0.0)
+    for consumer in consumers:
+        assert not consumer.basic_consume.call_args.kwargs["arguments"]
 
 
 def test_a_consumer_rejected_for_another_reason_is_rejected(amqp: MagicMock) -> None:
