@@ -17,7 +17,7 @@ from adapters.clock import SystemClock
 from adapters.rabbitmq.options import RabbitOptions
 from adapters.rabbitmq.queue import RabbitQueue
 from adapters.rabbitmq.topology import Topology
-from application.ports import Delivery, QueueUnavailable
+from application.ports import Clock, Delivery, QueueUnavailable
 from tests.services.missing import skip_or_fail
 from tests.services.waiting import PATIENCE
 
@@ -58,9 +58,11 @@ def own_options(delays: tuple[float, ...] = (0.3, 1.5), **others: Any) -> Iterat
 
 
 @contextmanager
-def opened(options: RabbitOptions, worker: str = "worker-1") -> Iterator[RabbitQueue]:
-    """A queue, closed afterwards."""
-    queue = RabbitQueue(options, worker=worker, clock=SystemClock(), random=lambda: 0.5)
+def opened(
+    options: RabbitOptions, worker: str = "worker-1", clock: Clock | None = None
+) -> Iterator[RabbitQueue]:
+    """A queue, closed afterwards. Without ``clock`` it has the machine's."""
+    queue = RabbitQueue(options, worker=worker, clock=clock or SystemClock(), random=lambda: 0.5)
     try:
         yield queue
     finally:
