@@ -268,8 +268,6 @@ def lease_owner(blobs: BlobStore, at: Location, now: datetime) -> str | None:
         found = read_json(blobs, at, _Record.decode)
     except RecordDamaged:
         return None
-    if found is None or not found.owner:
-        return None
+    left = found.remaining(now) if found and found.owner else 0.0
     # A lease with more time left was written with a wrong clock.
-    longest = 2 * min(found.seconds, MAX_SECONDS)
-    return found.owner if 0 < found.remaining(now) <= longest else None
+    return found.owner if found and 0 < left <= 2 * min(found.seconds, MAX_SECONDS) else None

@@ -11,7 +11,7 @@ from application.job_store import JobStore
 from application.notify_outcome import OutcomeNotifier
 from application.ports import BlobDenied, Unavailable
 from application.run_training import HeldJob, process_job, settlement_after
-from application.settlement import DeadLetter, Requeue, Settlement
+from application.settlement import Ack, DeadLetter, Requeue, Settlement
 from application.stop_signal import StopSignal
 from application.worker_config import WorkerConfig
 from domain.failure import Failure, FailureCode
@@ -69,6 +69,8 @@ class RejectInvalidTask:
                 return rejected  # the job has another message
             record = self.store.open(job or TrainingJob(task_id=job_id, style_id=error.style_id))
             settlement = process_job(record, decide, self.store, self.notify_outcome, stop)
+            if isinstance(settlement, Ack):
+                self.store.prune(record.job, self.config.keep_checkpoints)
         except Exception as trouble:
             settlement = settlement_after(
                 trouble, f"the rejection {job_id}", retries=retries, config=self.config, stop=stop

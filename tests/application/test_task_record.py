@@ -103,6 +103,8 @@ def test_a_job_fails_if_its_next_worker_rejects_its_message(world: World) -> Non
     assert isinstance(call.payload, Failure)
     assert call.payload.code is FailureCode.INVALID_TASK
     assert world.leases() == []
+    stored = [at.key for at in world.blobs.blobs if "/checkpoints/" in at.key]
+    assert len(stored) == CONFIG.keep_checkpoints
 
 
 def test_a_style_is_announced_if_the_next_worker_rejects_its_message(world: World) -> None:

@@ -150,8 +150,8 @@ def _header_schemas() -> dict[str, Schema]:
         message_properties.RETRIES: {
             "type": "integer",
             "minimum": 0,
-            "description": "Number of earlier retries, without those that waited for another "
-            "worker.",
+            "description": "Number of earlier retries. Waiting for another worker does not count, "
+            "nor does waiting for a store or backend once the delay is the longest.",
         },
         message_properties.REASON: {
             "type": "string",
