@@ -115,7 +115,7 @@ def openapi() -> dict[str, Any]:
                     "in": "header",
                     "required": True,
                     "description": "The same for every repetition of one call: "
-                    "`<task_id>:complete` or `<task_id>:failed`; of an invalid task "
+                    "`<task_id>:complete` or `<task_id>:failed`; of an invalid task without a job "
                     "`invalid-<hash of the message>:failed`.",
                     "schema": {"type": "string"},
                 },
