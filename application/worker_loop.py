@@ -42,7 +42,7 @@ class WorkerLoop:
     active: dict[str, Delivery] = field(default_factory=dict)
     """The deliveries that all loops of this worker are processing, by task id."""
     idle_seconds: float = 3.0
-    """Seconds of receives without a message after which a queue counts as empty."""
+    """Seconds of receives without a message after which an idle worker finds the queue empty."""
     not_ready: Callable[[], str | None] = lambda: None
     """Returns why the worker cannot take tasks now, or None; called before each receive."""
 
@@ -83,7 +83,7 @@ class WorkerLoop:
                 unavailable = False
             if delivery is None:
                 idle += RECEIVE_SECONDS
-                if until_empty and idle >= self.idle_seconds:
+                if until_empty and idle >= self.idle_seconds and not self.active:
                     break
                 continue
             idle = 0.0

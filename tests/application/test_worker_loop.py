@@ -115,7 +115,13 @@ def test_a_duplicate_of_an_active_task_is_retried_later_and_not_observed_as_a_jo
 
     def run(task: TrainingTask, stop: StopSignal, retries: int) -> Settlement:
         queue.publish(encode_task(task))
-        replace(loop, run=not_again)(stop, until_empty=True)
+        other = StopSignal(stop)
+
+        def end(event: WorkerEvent) -> None:
+            seen.append(event)
+            other.request(StopReason.SHUTDOWN)
+
+        replace(loop, run=not_again, events=end)(other)
         return Ack()
 
     def not_again(*_: Any) -> Settlement:

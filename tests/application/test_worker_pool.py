@@ -14,14 +14,16 @@ from adapters.memory import MemoryQueue, MemoryTrainer
 from adapters.schemas.task import TaskReader, encode_task
 from application.circuit_breaker import CircuitBreaker
 from application.job_store import StorageKeys
+from application.ports import Delivery
 from application.run_training import RunTraining
 from application.settlement import Ack, Settlement
 from application.slots import AdmissionQueue
 from application.stop_signal import StopReason, StopSignal
-from application.worker_loop import WorkerLoop, WorkerPool
+from application.worker_loop import RECEIVE_SECONDS, WorkerLoop, WorkerPool
 from domain.location import Bucket
 from domain.task import TrainingTask
 from tests.application.world import CONFIG, World, a_task
+from tests.services.waiting import eventually
 
 LONG = 30.0
 """Timeout in seconds, longer than any test takes."""
@@ -36,6 +38,7 @@ def worker_pool_of(
 ) -> WorkerPool:
     clock = SystemClock()
     circuit_breaker = CircuitBreaker(clock)
+    active: dict[str, Delivery] = {}
     return WorkerPool(
         [
             WorkerLoop(
@@ -46,10 +49,26 @@ def worker_pool_of(
                 clock=clock,
                 events=lambda _event: None,
                 circuit_breaker=circuit_breaker,
+                active=active,
             )
             for slot in range(count)
         ]
     )
+
+
+class CountingQueue(MemoryQueue):
+    """Counts the receives without a message, which end soon once ``started`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__(SystemClock())
+        self.empty, self.started = 0, threading.Event()
+
+    def receive(self, _timeout: float) -> Delivery | None:
+        delivery = super().receive(0.01)
+        if delivery is None:
+            self.started.wait(LONG)
+            self.empty += 1
+        return delivery
 
 
 def tasks(count: int) -> list[TrainingTask]:
@@ -70,6 +89,23 @@ def test_as_many_jobs_as_loops_are_active_at_a_time(queue: MemoryQueue) -> None:
     both = threading.Barrier(2)
 
     def run(_task: TrainingTask, _stop: StopSignal, _retries: int) -> Settlement:
+        both.wait(LONG)
+        return Ack()
+
+    worker_pool_of(2, queue, lambda _: run)(StopSignal(), until_empty=True)
+    assert (queue.waiting, queue.unsettled) == ([], [])
+
+
+def test_an_idle_loop_takes_tasks_as_long_as_another_is_busy() -> None:
+    queue, both = CountingQueue(), threading.Barrier(2)
+    first, second = (encode_task(task) for task in tasks(2))
+    queue.publish(first)
+
+    def run(task: TrainingTask, _stop: StopSignal, _retries: int) -> Settlement:
+        if task.style_id == 1:
+            queue.started.set()
+            eventually(lambda: queue.empty > 2 * WorkerLoop.idle_seconds / RECEIVE_SECONDS)
+            queue.publish(second)
         both.wait(LONG)
         return Ack()
 
