@@ -84,7 +84,7 @@ def _to_white(mode: str, convert: Converter) -> Converter:
     def on_white(part: Image.Image) -> Image.Image:
         if part.mode == "I;16":
             # Keep the high byte, as Pillow does for 16-bit colours; its conversion would clip.
-            return convert(part.point(lambda value: value / 256).convert("L").convert(mode))
+            part = part.point(lambda value: value / 256).convert("L")
         if not part.has_transparency_data:
             return convert(part.convert(mode))
         layered = part.convert("RGBA")

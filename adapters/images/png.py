@@ -13,6 +13,8 @@ MAX_PROFILE_BYTES = 8 * 1024**2
 
 _PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT"}
 """Chunks that affect the pixels."""
+_HAVE_TRANSPARENT_COLOUR = (0, 2)
+"""Colour types, grey and RGB, of which ``tRNS`` holds a colour. A palette's has alpha levels."""
 _ANCILLARY = 0x20
 """Bit of a chunk's first letter: lower case marks chunks that a decoder may skip."""
 
@@ -36,7 +38,9 @@ def reduce_png(data: bytes) -> ReducedPng:
     Raises:
         ValueError: a chunk that the pixels need is damaged, truncated or unknown.
     """
-    kept, profile, exif, ended = [], None, b"", False
+    profile, exif, ended = None, b"", False
+    kept: list[bytes] = []
+    damaged: list[str] = []
     notes: dict[str, None] = {}
     for name, body, whole in _chunks(data):
         if name == b"IEND":
@@ -44,11 +48,12 @@ def reduce_png(data: bytes) -> ReducedPng:
         elif name in _PIXELS:
             if not whole:
                 raise ValueError(f"the PNG chunk {name!r} is damaged")
+            body = _transparent(body, kept[0]) if name == b"tRNS" and kept else body
             kept.append(_chunk(name, body))
         elif not name[0] & _ANCILLARY:
             raise ValueError(f"the PNG chunk {name!r} is unknown")
         elif not whole:
-            notes[f"its damaged chunk {name.decode('latin-1')!r} is ignored"] = None
+            damaged.append(name.decode("latin-1"))
         elif name == b"iCCP":
             profile = _unpack_profile(body)
             if profile is None:
@@ -57,6 +62,10 @@ def reduce_png(data: bytes) -> ReducedPng:
             notes["it is animated; its first frame is used"] = None
         elif name == b"eXIf":
             exif = _chunk(name, body)
+    if len(set(damaged)) == 1:
+        notes[f"its damaged chunk {damaged[0]!r} is ignored"] = None
+    elif damaged:
+        notes[f"its {len(damaged):,} damaged chunks are ignored"] = None
     if not ended:
         notes["its end is missing, but its pixels are complete"] = None
     header, *others = kept
@@ -82,6 +91,19 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
 def _chunk(name: bytes, body: bytes) -> bytes:
     checksum = zlib.crc32(body, zlib.crc32(name))
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", checksum)
+
+
+def _transparent(body: bytes, header: bytes) -> bytes:
+    """The transparent colour of a ``tRNS`` chunk with levels as Pillow decodes them: of 8 bits.
+
+    Pillow compares the file's own levels. Of 16 bits the higher 8 are compared.
+    """
+    depth, colour_type = header[16:18]
+    if colour_type not in _HAVE_TRANSPARENT_COLOUR or depth in (1, 8):
+        return body
+    levels = struct.unpack(f">{len(body) // 2}H", body)
+    scaled = (v >> 8 if depth == 16 else v * 255 // (2**depth - 1) for v in levels)
+    return struct.pack(f">{len(levels)}H", *scaled)
 
 
 def _unpack_profile(body: bytes) -> bytes | None:

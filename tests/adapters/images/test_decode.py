@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from adapters.images.decode import decode, load
 from adapters.images.opening import open_image
-from tests.adapters.images.files import SIZE, chunk, encode, furthest, scene
+from tests.adapters.images.files import SIZE, chunk, encode, furthest, png, scene
 
 
 @pytest.mark.parametrize(
@@ -145,3 +145,34 @@ def test_an_image_is_fitted_as_by_one_call(orientation: int, size: tuple[int, in
     fitted = load(opened, fit=size).pixels
     # Rows first or columns first: that differs by rounding.
     assert furthest(fitted, ImageOps.fit(wide, size, Image.Resampling.LANCZOS)) <= 1
+
+
+def _packed(*levels: int, depth: int) -> bytes:
+    """A row of levels of a PNG file."""
+    bits = "".join(f"{level:0{depth}b}" for level in levels)
+    return int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour_type", "transparent", "other", "shown"),
+    [
+        (1, 0, [0], [1], 255),
+        (2, 0, [1], [2], 170),
+        (4, 0, [5], [1], 17),
+        (8, 0, [80], [10], 10),
+        (16, 0, [0x8000], [0x1000], 0x10),
+        (8, 2, [80, 80, 80], [1, 1, 1], 1),
+        (16, 2, [0x8000, 0x8000, 0x8000], [0, 0, 0], 0),
+    ],
+)
+def test_the_transparent_colour_becomes_white_in_every_depth(
+    depth: int, colour_type: int, transparent: list[int], other: list[int], shown: int
+) -> None:
+    row = b"\0" + _packed(*transparent, *other, depth=depth)
+    data = png(
+        (2, 1, depth, colour_type, 0, 0, 0),
+        chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent)),
+        chunk(b"IDAT", zlib.compress(row)),
+    )
+    image = decode(data)
+    assert [image.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (shown,) * 3]

@@ -131,3 +131,11 @@ def test_heic_is_read_where_the_plugin_is_installed() -> None:
     heif.register_heif_opener()
     data = encode(scene(), "HEIF", quality=95)
     assert furthest(decode(data), scene()) <= 60
+
+
+def test_any_number_of_damaged_chunks_is_one_note() -> None:
+    one = chunk(b"tEXt", b"a")[:-4] + b"none"
+    assert notes(with_chunks(SCENE, one, one)) == ("its damaged chunk 'tEXt' is ignored",)
+    names = (bytes([97 + n // 26, 97 + n % 26]) for n in range(600))
+    many = [chunk(name + b"Xt", b"")[:-4] + b"none" for name in names]
+    assert notes(with_chunks(SCENE, *many)) == ("its 600 damaged chunks are ignored",)
