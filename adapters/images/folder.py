@@ -40,11 +40,11 @@ def find_images(folder: Path, *, repeats_from_folders: bool = False) -> list[str
         UserError: the folder does not exist, is unreadable or has no images, or a file's name
             is not valid in a key.
     """
-    if folder.is_file():
-        raise UserError(f"{folder}: is a file; give the folder that holds the images")
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder that holds the images")
     try:
+        if folder.is_file():
+            raise UserError(f"{folder}: is a file; give the folder that holds the images")
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; give the folder that holds the images")
         if repeats_from_folders:
             repeated = _repeated(folder)
             _check_repeats(repeated)
@@ -125,7 +125,7 @@ def passed_over(
     folder: Path,
     names: Collection[str],
     besides: Path,
-    suffixes: Collection[str] = SUFFIXES,
+    suffixes: Sequence[str] = SUFFIXES,
 ) -> list[str]:
     """List the unused files in ``folder`` and in the folders of ``names``, with the reason if that
     may be a mistake. Hidden files are only counted.
@@ -143,7 +143,7 @@ def passed_over(
             away += path.suffix == NOT_DOWNLOADED
         elif not results.is_relative_to(os.path.realpath(path)):
             name = path.relative_to(folder).as_posix()
-            found.append(f"{name}{_why(path, names)}")
+            found.append(f"{name}{_why(path, names, suffixes)}")
     if hidden:
         files = "1 hidden file" if hidden == 1 else f"{hidden} hidden files"
         found.insert(0, files + (f" ({away} in iCloud only: download first)" if away else ""))
@@ -166,16 +166,16 @@ def _is_hidden(path: Path) -> bool:
     return path.name.startswith(".") or path.name.lower() in HIDDEN_BY_WINDOWS
 
 
-def _why(path: Path, images: Collection[str]) -> str:
+def _why(path: Path, images: Collection[str], suffixes: Sequence[str]) -> str:
     """Why a file is not used, or an empty text if its name shows that."""
     if path.is_dir():
         return "/ (a folder)"
     if not path.exists():
         return " (a link to nothing)"
-    if path.suffix in CAPTIONS_OF_OTHERS:
-        return " (a caption is <name>.txt)"
-    if path.suffix not in SUFFIXES:
-        return ""
-    if path.stem in {Path(name).name for name in images}:
-        return f" (a caption is {Path(path.stem).stem}.txt)"
-    return " (no image of that name)"
+    if path.suffix in suffixes:
+        if path.stem in {Path(name).name for name in images}:
+            return f" (a caption is {Path(path.stem).stem}{suffixes[0]})"
+        return " (no image of that name)"
+    if path.suffix in {*SUFFIXES, *CAPTIONS_OF_OTHERS}:
+        return f" (a caption is <name>{suffixes[0]})"
+    return ""

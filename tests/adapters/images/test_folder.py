@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from adapters.images.folder import find_caption, find_images, passed_over, read_own
+from domain.captions import caption_suffixes
 from domain.errors import UserError
 
 
@@ -22,6 +23,11 @@ def test_an_unreadable_folder_is_named_in_the_error(
     with pytest.raises(UserError) as rejected:
         find_images(tmp_path)
     assert str(rejected.value) == f"{tmp_path}: cannot be read (Permission denied)"
+
+
+def test_a_folder_that_the_system_cannot_look_up_is_named_in_the_error() -> None:
+    with pytest.raises(UserError, match=r"x: cannot be read \(File name too long\)"):
+        find_images(Path("x" * 300))
 
 
 def test_an_unreadable_file_is_named_in_the_error(
@@ -71,6 +77,17 @@ def test_skipped_files_are_listed_with_the_reason(tmp_path: Path) -> None:
         "m.jsonl (a caption is <name>.txt)",
         "more/ (a folder)",
         "x.zip",
+    ]
+
+
+def test_the_extension_of_captions_decides_which_files_are_skipped(tmp_path: Path) -> None:
+    for name in ("a.png", "a.txt", "a.caption", "a.png.caption", "b.caption", "c.jsonl"):
+        (tmp_path / name).touch()
+    assert passed_over(tmp_path, ["a.png"], tmp_path / "out", caption_suffixes("caption")) == [
+        "a.png.caption (a caption is a.caption)",
+        "a.txt (a caption is <name>.caption)",
+        "b.caption (no image of that name)",
+        "c.jsonl (a caption is <name>.caption)",
     ]
 
 
