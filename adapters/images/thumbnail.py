@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from adapters.images.colour import to_srgb
 from domain.errors import UserError
 
 SIDE = 256
@@ -22,11 +23,13 @@ def thumbnail(file: Path) -> str:
     """
     try:
         with Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            upright = ImageOps.exif_transpose(image)
+            convert, _ = to_srgb(upright, image.info.get("icc_profile"))
+            small = convert(upright)
     except Exception as error:  # Pillow documents no types for damaged or huge files
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--thumbnail {file}: cannot be read ({reason}); give an image") from None
-    upright.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     data = BytesIO()
-    upright.save(data, "JPEG", quality=85)
+    small.save(data, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
