@@ -26,5 +26,6 @@ def one_line(text: str) -> str:
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """Print one line at a terminal: escaped, without markup, and not wrapped."""
-    console.print(one_line(text), style=style, markup=False, highlight=False, soft_wrap=True)
+    """Print one line at a terminal: escaped, without markup and emoji codes, and not wrapped."""
+    line = one_line(text)
+    console.print(line, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -319,6 +319,12 @@ def test_uncoloured_text_stays_uncoloured() -> None:
     assert "\x1b" not in file.getvalue()
 
 
+def test_a_name_with_an_emojis_code_is_printed_as_it_is() -> None:
+    console, file = terminal()
+    say(console, "left out fox:bear:.jpg")
+    assert "fox:bear:.jpg" in file.getvalue()
+
+
 def test_the_bar_is_not_redrawn_at_every_step() -> None:
     console, file = terminal()
     with ProgressDisplay(console) as display:
