@@ -46,7 +46,9 @@ class TransformersCaptioner:
             self._pixels = AutoImageProcessor.from_pretrained(name, **load)
             self._tokenizer = AutoTokenizer.from_pretrained(name, **load)
             model = AutoModelForImageTextToText.from_pretrained(name, use_safetensors=True, **load)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # transformers documents no types for damaged folders
             reason = " ".join(str(error).split())[:300]
             raise CaptionModelInvalid(
                 f"caption model {name}: cannot be loaded ({reason}); give the folder or the hub "

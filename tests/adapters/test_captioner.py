@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,10 +124,24 @@ def folders(tmp_path: Path) -> dict[str, Path]:
         if file.suffix != ".safetensors":
             (pickled / file.name).write_bytes(file.read_bytes())
     torch.save({}, pickled / "pytorch_model.bin")
-    return {"empty": tmp_path / "empty", "pickled": pickled, "base": SMALL.parent / "small_base"}
+    cut, listed, wide = (tmp_path / name for name in ("cut", "listed", "wide"))
+    for folder in (cut, listed, wide):
+        shutil.copytree(SMALL, folder)
+    weights = (SMALL / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(weights[:-1000])
+    (listed / "config.json").write_text("[]")
+    config = json.loads((SMALL / "config.json").read_text())
+    config["decoder"]["hidden_size"] *= 2
+    (wide / "config.json").write_text(json.dumps(config))
+    base = SMALL.parent / "small_base"
+    return {
+        **{path.name: path for path in (cut, listed, wide, pickled)},
+        "base": base,
+        "empty": tmp_path / "empty",
+    }
 
 
-@pytest.mark.parametrize("kind", ["empty", "pickled", "base"])
+@pytest.mark.parametrize("kind", ["empty", "pickled", "base", "cut", "listed", "wide"])
 def test_another_model_is_rejected_with_the_remedy(folders: dict[str, Path], kind: str) -> None:
     with pytest.raises(
         CaptionModelInvalid, match=r"give the folder or the hub name .*safetensors"
