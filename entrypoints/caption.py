@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from signal import SIG_DFL
 
-from adapters.images.folder import find_caption, find_images
+from adapters.images.folder import find_caption, find_images, unusable_captions
 from domain.errors import UserError
 from entrypoints.cli import CommandParser, run_command
 from entrypoints.exit_codes import EXIT_FAILED
@@ -73,12 +73,14 @@ def _caption(arguments: argparse.Namespace) -> int:
         IsolatedInspector(),
         WorkerConfig(max_image_bytes=MAX_LOCAL_BYTES),
     )
-    for rejected in images.rejected:
-        print(f"left out {rejected.name}: {rejected.reason}", file=sys.stderr)
+    unusable = unusable_captions(folder, images.usable)
+    for line in [*(f"left out {one.name}: {one.reason}" for one in images.rejected), *unusable]:
+        print(line, file=sys.stderr)
+    code = EXIT_FAILED if unusable else 0
     without = [image for image in images.usable if find_caption(folder / image.name) is None]
     if not without:
-        print("every image has a caption")
-        return 0
+        print("no image lacks a caption file" if unusable else "every image has a caption")
+        return code
     with signals_handled(SIG_DFL):
         captioner = load_captioner(settings, choose_devices(settings)[0])
     assert captioner is not None  # a model is configured
@@ -86,7 +88,6 @@ def _caption(arguments: argparse.Namespace) -> int:
     described = [*{(folder / image.name).with_suffix(".txt"): image for image in without}.items()]
     from adapters.captioner import BATCH_SIZE
 
-    code = 0
     for start in range(0, len(described), BATCH_SIZE):
         batch = dict(described[start : start + BATCH_SIZE])
         made = make_captions([*batch.values()], captioner, settings.keep_style_words, StopSignal())

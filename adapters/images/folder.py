@@ -7,8 +7,9 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from domain.captions import SUFFIXES
+from domain.captions import MAX_CAPTION_BYTES, SUFFIXES, CaptionRejected, read_caption
 from domain.errors import UserError
+from domain.image import TrainingImage
 from domain.location import InvalidLocation, Location
 
 IMAGE_SUFFIXES = {
@@ -119,6 +120,33 @@ def find_caption(image: Path, suffixes: Sequence[str] = SUFFIXES) -> Path | None
     """
     beside = (image.with_suffix(suffix) for suffix in suffixes)
     return next((path for path in beside if path.is_file()), None)
+
+
+def unusable_captions(folder: Path, images: Sequence[TrainingImage]) -> list[str]:
+    """A line for each caption file that cannot be used, with the reason.
+
+    Args:
+        images: images in ``folder``, with the captions that could be read.
+
+    Raises:
+        UserError: a caption file cannot be read.
+    """
+    lines = []
+    for image in images:
+        path = None if image.caption else find_caption(folder / image.name)
+        if path is not None and (fault := _caption_fault(read_own(path))):
+            lines.append(f"the caption {path.name} is left out: {fault}")
+    return lines
+
+
+def _caption_fault(data: bytes) -> str | None:
+    if len(data) > MAX_CAPTION_BYTES:
+        return f"it is larger than {MAX_CAPTION_BYTES // 1024} KB"
+    try:
+        read_caption(data)
+    except CaptionRejected as rejected:
+        return str(rejected)
+    return None
 
 
 def passed_over(

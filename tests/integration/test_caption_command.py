@@ -53,6 +53,24 @@ def test_missing_captions_are_written_and_existing_ones_kept(
     assert "every image has a caption" in capsys.readouterr().out
 
 
+def test_a_caption_file_that_cannot_be_used_is_reported_and_kept(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "image_01.txt").write_bytes("gr\u00fcn".encode("latin-1"))
+    (images / "image_02.txt").write_text("x" * 20_000)
+    reported = [
+        "the caption image_01.txt is left out: it is not UTF-8; save it as UTF-8",
+        "the caption image_02.txt is left out: it is larger than 16 KB",
+    ]
+    for _ in range(2):  # image_03 gets its caption in the first run
+        assert caption.main([str(images), *MODEL]) == 1
+        output = capsys.readouterr()
+        assert [line for line in reported if line in output.err] == reported
+        assert "every image has a caption" not in output.out
+    assert (images / "image_01.txt").read_bytes() == b"gr\xfcn"
+    assert (images / "image_03.txt").read_text("utf-8").startswith(("a ", "an "))
+
+
 def test_a_caption_that_cannot_be_written_leaves_no_file(
     images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
