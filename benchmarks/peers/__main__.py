@@ -43,6 +43,8 @@ def main() -> None:
     options = _parser().parse_args()
     if not (options.sd_scripts or options.diffusers_example):
         raise SystemExit("name a peer: --sd-scripts DIR or --diffusers-example FILE")
+    if options.steps <= options.warm_up:
+        raise SystemExit("the warm-up takes all steps: raise --steps or lower --warm-up")
     with tempfile.TemporaryDirectory() as scratch:
         job = _job(options, Path(scratch))
         runs = [

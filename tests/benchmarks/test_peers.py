@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers.__main__ import summary
+from benchmarks.peers.__main__ import main, summary
 from benchmarks.peers.measure import Run, run, speed
 from benchmarks.peers.programs import Job, Program, diffusers_example, ours, sd_scripts
 from benchmarks.peers.tables import peers_tables
@@ -122,3 +122,12 @@ def test_ratios_are_taken_round_by_round(tmp_path: Path) -> None:
     (tmp_path / "peers-cpu.json").write_text(json.dumps({**facts, **results}))
     table = peers_tables(tmp_path)
     assert "| peer | 2.5 | 17.5 | 100 | 2.5 (2.0 to 3.0) | 1.75 (1.5 to 2.0) |" in table
+
+
+def test_a_warm_up_of_all_steps_is_rejected_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = ["--diffusers-example", "script.py", "--steps", "8", "--warm-up", "40"]
+    monkeypatch.setattr("sys.argv", ["peers", *options])
+    with pytest.raises(SystemExit, match="raise --steps or lower --warm-up"):
+        main()
