@@ -55,7 +55,7 @@ def open_blobs(
 
 def _require_gcs_library() -> None:
     try:
-        import adapters.gcs.store  # noqa: F401
+        import adapters.gcs.store  # noqa: F401 - only to see whether it can be imported
     except ModuleNotFoundError as error:
         raise UserError(
             f"gs:// needs a library that is not installed ({error.name}): "

@@ -54,7 +54,8 @@ class Rank:
         self._sockets: dist.ProcessGroup | None = None
 
     @cached_property
-    def _store(self) -> Any:  # torch has no types for it
+    def _store(self) -> Any:
+        # Ignored: torch declares no type for this class.
         return dist.FileStore(str(self._file), self.count)  # type: ignore[attr-defined]
 
     def report(self, failure: Failure | None) -> None:
